@@ -1,0 +1,19 @@
+"""Options and settings that all tests share."""
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--skips-are-errors",
+        action="store_true",
+        help="fail when a test is skipped: for environments that must have everything",
+    )
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    if report.skipped and not hasattr(report, "wasxfail") and item.config.getoption("--skips-are-errors"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome, report.longrepr = "failed", f"skipped, which is an error here: {reason}"
