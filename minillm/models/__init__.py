@@ -1,0 +1,1 @@
+"""Whole models; each file reads from top to bottom."""

@@ -1,0 +1,392 @@
+"""The decoder: GPT-2 style and modern language models out of the same parts.
+
+Tokens become vectors; each block lets every position look back (attention) and think (feed-forward), adding what it
+found to the vector; a final norm and one matrix product turn each vector into a score for every possible next token.
+
+Dimensions: B batch, T new positions, S all positions including cached ones, C width, V vocabulary, D head width.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minillm.errors import ConfigError, ShapeError
+from minillm.nn.attention import SelfAttention, causal_mask
+from minillm.nn.cache import KVCache
+from minillm.nn.embedding import Embedding
+from minillm.nn.feedforward import FEED_FORWARDS, FeedForward
+from minillm.nn.functional import KERNELS, cap_logits
+from minillm.nn.linear import Linear
+from minillm.nn.norm import LayerNorm, RMSNorm
+from minillm.nn.position import rotary_angles
+from minillm.shapes import check_shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """Everything that decides the shape of a decoder; checked when made.
+
+    Args:
+        vocab_size: number of token ids V.
+        max_seq_len: the longest sequence the model can look at, in tokens.
+        n_layers: number of blocks L.
+        n_heads: number of query heads H, dividing d_model.
+        d_model: width C.
+        n_kv_heads: number of key/value heads G, dividing n_heads; 0 means n_heads.
+        d_ff: hidden width F of the feed-forward layers; 0 means what `default_d_ff` says.
+        norm: "layer" or "rms".
+        norm_weight: whether norms learn a scale.
+        position: "learned" vectors or "rotary".
+        rotary_base: how slowly the slowest rotary pair turns.
+        feed_forward: "gelu", "swiglu" or "relu2".
+        bias: whether linear maps and layer norms have biases.
+        qk_norm: whether queries and keys are normalised.
+        tie_embeddings: whether the head uses the token embedding's weights.
+        logit_cap: bound of the logits by tanh; 0 means none.
+        dropout: chance of dropping a number of the embedding and of each layer's output while training.
+        zero_outputs: start the maps that write into the residual stream, and an untied head, at zero.
+        kernels: "torch" for the library's fused kernels, "naive" for our readable functions.
+
+    Raises:
+        ConfigError: naming the first setting that is out of range or contradicts another.
+    """
+
+    vocab_size: int
+    max_seq_len: int
+    n_layers: int
+    n_heads: int
+    d_model: int
+    n_kv_heads: int = 0
+    d_ff: int = 0
+    norm: str = "layer"
+    norm_weight: bool = True
+    position: str = "learned"
+    rotary_base: float = 10000.0
+    feed_forward: str = "gelu"
+    bias: bool = False
+    qk_norm: bool = False
+    tie_embeddings: bool = True
+    logit_cap: float = 0.0
+    dropout: float = 0.0
+    zero_outputs: bool = False
+    kernels: str = "torch"
+
+    def __post_init__(self):
+        for name in ("vocab_size", "max_seq_len", "n_layers", "n_heads", "d_model"):
+            check_count(name, getattr(self, name), at_least=1)
+        for name in ("n_kv_heads", "d_ff"):
+            check_count(name, getattr(self, name), at_least=0)
+        object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
+        object.__setattr__(self, "d_ff", self.d_ff or default_d_ff(self.feed_forward, self.d_model))
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}")
+        self.check_heads()
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout is {self.dropout}, expected 0 <= dropout < 1")
+        if not 0.0 <= self.logit_cap < math.inf:
+            raise ConfigError(f"logit_cap is {self.logit_cap}, expected a positive number, or 0 for none")
+        if not 0.0 < self.rotary_base < math.inf:
+            raise ConfigError(f"rotary_base is {self.rotary_base}, expected a positive number")
+
+    def check_heads(self) -> None:
+        """Check that heads divide the width, key/value heads the heads, and rotary pairs a head.
+
+        Raises:
+            ConfigError: if they do not.
+        """
+        if self.d_model % self.n_heads:
+            raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+        if self.position == "rotary" and self.d_head % 2:
+            raise ConfigError(f"rotary positions need an even head width, got d_model / n_heads = {self.d_head}")
+
+    @property
+    def d_head(self) -> int:
+        """Head width D = C / H."""
+        return self.d_model // self.n_heads
+
+
+CHOICES = {
+    "norm": ("layer", "rms"),
+    "position": ("learned", "rotary"),
+    "feed_forward": FEED_FORWARDS,
+    "kernels": KERNELS,
+}
+
+
+def check_count(name: str, value: object, at_least: int) -> None:
+    """Check one whole number of a config.
+
+    Args:
+        name: how the error message calls it.
+        value: what was given.
+        at_least: the smallest allowed.
+
+    Raises:
+        ConfigError: if it is not an int (bool is none) or too small.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise ConfigError(f"{name} is {value!r}, expected a whole number of at least {at_least}")
+
+
+def default_d_ff(feed_forward: str, d_model: int) -> int:
+    """The hidden width at which each kind of feed-forward layer has about 8 C^2 weights.
+
+    Args:
+        feed_forward: "gelu", "swiglu" or "relu2".
+        d_model: width C.
+
+    Returns:
+        4 C, or for swiglu, which has three matrices, 8/3 C rounded up to a multiple of min(C, 256).
+
+    Example:
+        >>> default_d_ff("gelu", 128), default_d_ff("swiglu", 128), default_d_ff("swiglu", 768)
+        (512, 384, 2048)
+    """
+    if feed_forward != "swiglu":
+        return 4 * d_model
+    step = min(d_model, 256)
+    return math.ceil(8 * d_model / (3 * step)) * step
+
+
+class Block(nn.Module):
+    """One layer of the decoder: x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+    Args:
+        config: the decoder's settings.
+        generator: where the initial weights come from; None is torch's own default generator.
+
+    Source:
+        Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3 (norm before each part,
+        output weights scaled by 1/sqrt(2 L) at the start).
+    """
+
+    def __init__(self, config: GPTConfig, generator: torch.Generator | None = None):
+        super().__init__()
+        output_std = 0.0 if config.zero_outputs else 0.02 / math.sqrt(2 * config.n_layers)
+        self.attention_norm = make_norm(config)
+        self.attention = SelfAttention(
+            config.d_model,
+            config.n_heads,
+            config.n_kv_heads,
+            bias=config.bias,
+            qk_norm=config.qk_norm,
+            output_std=output_std,
+            kernels=config.kernels,
+            generator=generator,
+        )
+        self.feed_forward_norm = make_norm(config)
+        self.feed_forward = FeedForward(
+            config.d_model,
+            config.d_ff,
+            config.feed_forward,
+            bias=config.bias,
+            output_std=output_std,
+            kernels=config.kernels,
+            generator=generator,
+        )
+        self.dropout = config.dropout
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """Map (B, T, C) to (B, T, C); the other arguments are those of `SelfAttention`."""
+        attended = self.attention(self.attention_norm(x), mask, causal, rotation, cache, layer)  # (B, T, C)
+        x = x + self.drop(attended)                                # (B, T, C)
+        return x + self.drop(self.feed_forward(self.feed_forward_norm(x)))
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Dropout while training, nothing otherwise."""
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+def make_norm(config: GPTConfig) -> nn.Module:
+    """The kind of norm the config asks for, of width C."""
+    if config.norm == "rms":
+        return RMSNorm(config.d_model, weight=config.norm_weight, kernels=config.kernels)
+    return LayerNorm(config.d_model, weight=config.norm_weight, bias=config.bias, kernels=config.kernels)
+
+
+class GPT(nn.Module):
+    """A decoder-only language model: token ids in, scores of the next token out.
+
+    Args:
+        config: the shape.
+        generator: where the initial weights come from; None is torch's own default generator.
+
+    Source:
+        Radford et al. 2019, "Language models are unsupervised multitask learners"; the modern parts cite their own.
+
+    Example:
+        >>> config = GPTConfig(vocab_size=5, max_seq_len=8, n_layers=1, n_heads=2, d_model=4)
+        >>> GPT(config, torch.Generator().manual_seed(0))(torch.tensor([[3, 1, 4]])).shape
+        torch.Size([1, 3, 5])
+    """
+
+    def __init__(self, config: GPTConfig, generator: torch.Generator | None = None):
+        super().__init__()
+        self.config = config
+        self.token_embedding = Embedding(config.vocab_size, config.d_model, generator=generator)
+        learned = config.position == "learned"
+        self.position_embedding = (
+            Embedding(config.max_seq_len, config.d_model, generator=generator) if learned else None
+        )
+        self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.n_layers))
+        self.final_norm = make_norm(config)
+        head_std = 0.0 if config.zero_outputs else 0.02
+        tied = config.tie_embeddings
+        self.head = None if tied else Linear(config.d_model, config.vocab_size, std=head_std, generator=generator)
+        if not learned:
+            angles = rotary_angles(torch.arange(config.max_seq_len), config.d_head, config.rotary_base)  # (N, P)
+            self.register_buffer("rotary_cosine", angles.cos(), persistent=False)
+            self.register_buffer("rotary_sine", angles.sin(), persistent=False)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Score every possible next token after each position.
+
+        Args:
+            token_ids: (B, T) integers from 0 to V - 1; with a cache only the new tokens.
+            cache: keys and values of the S - T tokens before; the new ones are added.
+            mask: (B, S) bool, True where a token is real and False where it is padding; None if all are real.
+                Positions never see later ones, whatever the mask says.
+            positions: (B, T) integers, the place of each token in its own sequence; None counts on from the cache.
+                Needed beside a mask when the padding is on the left (padding itself may have any position in range).
+
+        Returns:
+            (B, T, V) logits, ready for a cross-entropy loss; those at padding mean nothing.
+
+        Raises:
+            ShapeError: if shapes disagree or there are more positions than the model or the cache has room for.
+            DataError: if an id is outside the vocabulary.
+        """
+        return self.logits(self.hidden(token_ids, cache, mask, positions))
+
+    def hidden(
+        self,
+        token_ids: Tensor,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """The last vectors before the head, normalised; arguments as in `forward`.
+
+        Returns:
+            (B, T, C).
+        """
+        n_past = 0 if cache is None else cache.length
+        self.check_input(token_ids, n_past, mask, positions)
+        n_new = token_ids.shape[1]
+        x, rotation = self.embed(token_ids, n_past, positions)
+        mask, causal = what_each_may_see(n_new, n_past + n_new, mask, x.device)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, mask, causal, rotation, cache, layer)     # (B, T, C)
+        if cache is not None:
+            cache.advance(n_new)
+        return self.final_norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token from the last vectors: (..., C) -> (..., V)."""
+        weight = self.token_embedding.weight if self.head is None else self.head.weight
+        return cap_logits(F.linear(hidden, weight), self.config.logit_cap)
+
+    def embed(
+        self, token_ids: Tensor, n_past: int, positions: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Token vectors with their places added, or the rotation that will tell attention the places.
+
+        Args:
+            token_ids: (B, T).
+            n_past: number of cached positions before them.
+            positions: (B, T), or None to count from n_past.
+
+        Returns:
+            (B, T, C) vectors, and None or cosine and sine for `rotate`, each (T, D / 2) or (B, 1, T, D / 2).
+        """
+        x = self.token_embedding(token_ids)                        # (B, T, C)
+        here = slice(n_past, n_past + token_ids.shape[1]) if positions is None else positions
+        if self.position_embedding is not None:
+            x = x + self.position_embedding.weight[here]           # (B, T, C)
+            rotation = None
+        else:
+            tables = (self.rotary_cosine[here], self.rotary_sine[here])
+            rotation = tables if positions is None else (tables[0][:, None], tables[1][:, None])
+        return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x, rotation
+
+    def check_input(self, token_ids: Tensor, n_past: int, mask: Tensor | None, positions: Tensor | None) -> None:
+        """Check the shapes of the arguments of `forward`.
+
+        Raises:
+            ShapeError: if they disagree with each other or with the model.
+        """
+        sizes: dict[str, int] = {}
+        check_shape("token_ids", token_ids, "B T", sizes)
+        sizes["S"] = n_past + sizes["T"]
+        if sizes["S"] > self.config.max_seq_len:
+            raise ShapeError(
+                f"{sizes['S']} positions do not fit into max_seq_len {self.config.max_seq_len}; "
+                "shorten the text or keep its last part"
+            )
+        if mask is not None:
+            check_shape("mask", mask, "B S", sizes)
+        if positions is not None:
+            check_shape("positions", positions, "B T", sizes)
+
+    def n_parameters(self) -> int:
+        """Number of learned numbers."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def make_cache(self, batch_size: int, max_seq_len: int = 0) -> KVCache:
+        """An empty cache that fits this model's layers, dtype and device.
+
+        Args:
+            batch_size: number of rows B.
+            max_seq_len: room in tokens; 0 means the model's own max_seq_len.
+        """
+        config, weight = self.config, self.token_embedding.weight
+        room = max_seq_len or config.max_seq_len
+        sizes = (config.n_layers, batch_size, config.n_kv_heads, room, config.d_head)
+        return KVCache(*sizes, dtype=weight.dtype, device=weight.device)
+
+
+def what_each_may_see(
+    n_queries: int, n_keys: int, mask: Tensor | None, device: torch.device
+) -> tuple[Tensor | None, bool]:
+    """The cheapest description for attention of "the past only, and no padding".
+
+    Args:
+        n_queries: number of new positions T.
+        n_keys: number of all positions S.
+        mask: (B, S) bool, True for real tokens, or None.
+        device: where to put a new mask.
+
+    Returns:
+        (None, True) for plain causal attention, (None, False) when everything may be seen (one new token),
+        or a mask (B, 1, T, S) or (T, S) and False.
+
+    Example:
+        >>> what_each_may_see(3, 3, None, torch.device("cpu")), what_each_may_see(1, 9, None, torch.device("cpu"))
+        ((None, True), (None, False))
+    """
+    if mask is None and n_queries == n_keys:
+        return None, True
+    if mask is None and n_queries == 1:
+        return None, False
+    past = causal_mask(n_queries, n_keys, device)                  # (T, S)
+    return (past if mask is None else past & mask[:, None, None, :]), False

@@ -1,0 +1,178 @@
+"""Named model families and sizes, and what a model of a given shape costs before it is made."""
+
+from dataclasses import dataclass
+
+from minillm.errors import ConfigError
+from minillm.models.gpt import GPTConfig
+
+FAMILIES = {
+    "gpt2": {"bias": True},
+    "modern": {
+        "norm": "rms",
+        "norm_weight": False,
+        "position": "rotary",
+        "feed_forward": "relu2",
+        "qk_norm": True,
+        "tie_embeddings": False,
+        "logit_cap": 15.0,
+        "zero_outputs": True,
+    },
+}
+# Widths from `small` up are multiples of 256: block formats of quantized weights need it.
+SIZES = {
+    "nano": {"n_layers": 2, "n_heads": 2, "d_model": 64},
+    "tiny": {"n_layers": 4, "n_heads": 4, "d_model": 128},
+    "small": {"n_layers": 4, "n_heads": 4, "d_model": 256},
+    "medium": {"n_layers": 6, "n_heads": 8, "d_model": 512},
+    "base": {"n_layers": 12, "n_heads": 12, "d_model": 768},       # the shape of GPT-2 small
+    "large": {"n_layers": 24, "n_heads": 16, "d_model": 1024},     # the shape of GPT-2 medium
+}
+
+
+def families() -> tuple[str, ...]:
+    """The names of the model families."""
+    return tuple(FAMILIES)
+
+
+def sizes() -> tuple[str, ...]:
+    """The names of the model sizes, smallest first."""
+    return tuple(SIZES)
+
+
+def model_config(family: str, size: str, vocab_size: int, max_seq_len: int, **overrides) -> GPTConfig:
+    """The config of a named model.
+
+    Args:
+        family: "gpt2" (learned positions, LayerNorm, GELU, biases, tied embedding) or "modern" (rotary positions,
+            RMSNorm without weights, query/key norm, ReLU^2, outputs zero at first, untied head, logits capped at 15).
+        size: one of `sizes()`.
+        vocab_size: number of token ids V.
+        max_seq_len: context in tokens.
+        overrides: any field of `GPTConfig` that should differ from the named model.
+
+    Returns:
+        The checked config.
+
+    Raises:
+        ConfigError: if a name is unknown, or a value out of range.
+
+    Example:
+        >>> config = model_config("modern", "tiny", vocab_size=65, max_seq_len=64, n_kv_heads=2)
+        >>> config.n_layers, config.n_heads, config.n_kv_heads, config.d_model
+        (4, 4, 2, 128)
+    """
+    if family not in FAMILIES:
+        raise ConfigError(f"unknown model family {family!r}; known are {families()}")
+    if size not in SIZES:
+        raise ConfigError(f"unknown model size {size!r}; known are {sizes()}")
+    known = set(GPTConfig.__dataclass_fields__)
+    if unknown := sorted(set(overrides) - known):
+        raise ConfigError(f"unknown model settings {unknown}; known are {sorted(known)}")
+    settings = FAMILIES[family] | SIZES[size] | {"vocab_size": vocab_size, "max_seq_len": max_seq_len} | overrides
+    return GPTConfig(**settings)
+
+
+def parameters(config: GPTConfig) -> int:
+    """How many learned numbers a model of this shape has, exactly.
+
+    Args:
+        config: the shape.
+
+    Returns:
+        The same as `GPT(config).n_parameters()`, without making the model.
+
+    Example:
+        >>> parameters(model_config("gpt2", "base", vocab_size=50257, max_seq_len=1024))
+        124439808
+    """
+    norm_size = config.d_model * (config.norm_weight + (config.bias and config.norm == "layer"))
+    n_norms = 2 * config.n_layers + 1
+    tables = config.vocab_size * config.d_model
+    if config.position == "learned":
+        tables += config.max_seq_len * config.d_model
+    biases = sum(d_out for _, d_out in block_products(config)) if config.bias else 0
+    head = 0 if config.tie_embeddings else config.vocab_size * config.d_model
+    return tables + n_norms * norm_size + config.n_layers * (product_weights(config) + biases) + head
+
+
+def block_products(config: GPTConfig) -> list[tuple[int, int]]:
+    """(d_in, d_out) of each linear map of one block: qkv, output, up, down, and the gate if there is one."""
+    width, hidden = config.d_model, config.d_ff
+    d_qkv = width + 2 * config.n_kv_heads * config.d_head
+    gate = [(width, hidden)] if config.feed_forward == "swiglu" else []
+    return [(width, d_qkv), (width, width), (width, hidden), (hidden, width), *gate]
+
+
+def product_weights(config: GPTConfig) -> int:
+    """Number of weights in the matrix products of one block."""
+    return sum(d_in * d_out for d_in, d_out in block_products(config))
+
+
+def flops_per_token(config: GPTConfig, seq_len: int = 0) -> int:
+    """Floating-point operations to train on one token: 6 N + 12 L C T.
+
+    N counts the weights of matrix products (blocks and head; looking up an embedding costs nothing). Each weight is
+    multiplied and added once forward and twice backward: 2 + 4 operations. Attention's two products, scores and mixing,
+    have 2 C T multiplications and additions each per layer forward, and twice that backward: 12 C T. As is usual,
+    the causal half that a kernel may skip is counted.
+
+    Args:
+        config: the shape.
+        seq_len: tokens per training sequence T; 0 means max_seq_len.
+
+    Returns:
+        Operations per token, forward and backward.
+
+    Source:
+        Kaplan et al. 2020, arXiv:2001.08361, section 2.1; attention term as in Chowdhery et al. 2022, arXiv:2204.02311,
+        appendix B.
+
+    Example:
+        >>> flops_per_token(model_config("gpt2", "tiny", vocab_size=65, max_seq_len=64))
+        5161728
+    """
+    n_positions = seq_len or config.max_seq_len
+    n_weights = config.n_layers * product_weights(config) + config.vocab_size * config.d_model
+    return 6 * n_weights + 12 * config.n_layers * config.d_model * n_positions
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that training needs, by purpose."""
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.activations_bytes
+
+
+def memory_bytes(config: GPTConfig, batch_size: int, seq_len: int = 0, bytes_per_activation: int = 4) -> MemoryEstimate:
+    """An estimate of the memory that training with Adam takes.
+
+    Weights, gradients and Adam's two moments are kept in float32 (4, 4 and 8 bytes a parameter). Activations that the
+    backward pass needs are counted per token and layer: inputs of the norms and of every product, queries, keys and
+    values, the hidden numbers before and after the nonlinearity; and at the end the logits and their probabilities.
+    Attention scores are not kept by fused kernels; the naive ones keep H T numbers per token and layer twice.
+
+    Args:
+        config: the shape.
+        batch_size: sequences per step B.
+        seq_len: tokens per sequence T; 0 means max_seq_len.
+        bytes_per_activation: 4 for fp32, 2 for bf16.
+
+    Returns:
+        The parts in bytes; real use differs by allocator and kernels, typically within a third.
+    """
+    n_parameters, n_positions = parameters(config), seq_len or config.max_seq_len
+    n_hidden = 3 if config.feed_forward == "swiglu" else 2
+    d_qkv = block_products(config)[0][1]
+    per_layer = 5 * config.d_model + d_qkv + n_hidden * config.d_ff
+    if config.kernels == "naive":
+        per_layer += 2 * config.n_heads * n_positions
+    per_token = config.n_layers * per_layer + 2 * config.d_model + 2 * config.vocab_size
+    activations = batch_size * n_positions * per_token * bytes_per_activation
+    return MemoryEstimate(4 * n_parameters, 4 * n_parameters, 8 * n_parameters, activations)

@@ -1,0 +1,245 @@
+"""Scaled dot-product attention: each query position averages the values it is allowed to see.
+
+Dimensions: B batch, H query heads, G key/value heads, T queries, S keys, D head width, C model width.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minillm.errors import ConfigError, ShapeError
+from minillm.nn import functional
+from minillm.nn.cache import KVCache
+from minillm.nn.linear import Linear
+from minillm.nn.norm import RMSNorm
+from minillm.nn.position import rotate
+from minillm.shapes import check_shape
+
+
+def causal_mask(n_queries: int, n_keys: int, device: torch.device | None = None) -> Tensor:
+    """Which keys each query may see when the queries are the last `n_queries` of `n_keys` positions.
+
+    With a cache of past keys `n_keys` is larger than `n_queries`; the last query always sees every key.
+
+    Args:
+        n_queries: number of query positions T.
+        n_keys: number of key positions S, at least T.
+        device: where to put the mask.
+
+    Returns:
+        (T, S) bool, True where attention is allowed.
+
+    Raises:
+        ShapeError: if there are more queries than keys.
+
+    Example:
+        >>> causal_mask(2, 3).tolist()
+        [[True, True, False], [True, True, True]]
+    """
+    if n_queries > n_keys:
+        raise ShapeError(f"{n_queries} queries cannot be the last of only {n_keys} keys")
+    key_position = torch.arange(n_keys, device=device)             # (S,)
+    query_position = key_position[n_keys - n_queries :, None]      # (T, 1)
+    return key_position <= query_position                          # (T, S)
+
+
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(query @ key^T / sqrt(D)): how much each query takes from each key.
+
+    Args:
+        query: (..., T, D).
+        key: (..., S, D).
+        mask: bool, broadcastable to (..., T, S); True where attention is allowed.
+
+    Returns:
+        (..., T, S); rows sum to 1, a row that may see nothing is all zeros.
+
+    Source:
+        Vaswani et al. 2017, arXiv:1706.03762, eq. (1).
+    """
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (..., T, S)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)              # (..., T, S)
+    return functional.softmax(scores)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(query @ key^T / sqrt(D)) @ value, with H / G query heads sharing one key/value head.
+
+    Args:
+        query: (..., H, T, D); the leading dimensions may be missing, and so may H (then G as well).
+        key: (..., G, S, D), where G divides H.
+        value: (..., G, S, D).
+        mask: bool, broadcastable to (..., H, T, S); True where attention is allowed.
+            A query that may see no key at all gives zeros.
+
+    Returns:
+        (..., H, T, D), in the dtype of `query`.
+
+    Raises:
+        ShapeError: if the shapes disagree, G does not divide H, or the mask is not bool.
+
+    Source:
+        Vaswani et al. 2017, arXiv:1706.03762, eq. (1); shared heads: Ainslie et al. 2023, arXiv:2305.13245.
+
+    Example:
+        >>> key = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> attention(torch.zeros(1, 2), key, torch.tensor([[2.0, 0.0], [4.0, 6.0]])).tolist()
+        [[3.0, 3.0]]
+    """
+    check_attention_shapes(query, key, value, mask)
+    if query.dim() > 2:
+        group_size = query.shape[-3] // key.shape[-3]
+        key = key.repeat_interleave(group_size, dim=-3)            # (..., H, S, D)
+        value = value.repeat_interleave(group_size, dim=-3)        # (..., H, S, D)
+    weights = attention_weights(query, key, mask)                  # (..., T, S)
+    return weights @ value                                         # (..., T, D)
+
+
+def check_attention_shapes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+    """Check that queries, keys, values and mask fit together.
+
+    Args:
+        query: (..., H, T, D), or (T, D).
+        key: (..., G, S, D), or (S, D).
+        value: like key.
+        mask: bool, broadcastable to (..., H, T, S), or None.
+
+    Raises:
+        ShapeError: if they do not fit.
+    """
+    heads = ("H", "G") if query.dim() > 2 else ("", "")
+    sizes: dict[str, int] = {}
+    check_shape("query", query, f"... {heads[0]} T D", sizes)
+    check_shape("key", key, f"... {heads[1]} S D", sizes)
+    check_shape("value", value, f"... {heads[1]} S D", sizes)
+    if key.shape != value.shape or query.shape[:-3] != key.shape[:-3] or query.dim() != key.dim():
+        raise ShapeError(
+            f"query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)} "
+            "need equal leading sizes"
+        )
+    if "G" in sizes and (sizes["G"] == 0 or sizes["H"] % sizes["G"]):
+        raise ShapeError(f"{sizes['H']} query heads cannot share {sizes['G']} key/value heads evenly")
+    if mask is not None and mask.dtype != torch.bool:
+        raise ShapeError(f"the mask has dtype {mask.dtype}, expected bool with True where attention is allowed")
+
+
+def split_heads(x: Tensor, n_heads: int) -> Tensor:
+    """Cut each vector into heads and put the heads before the positions.
+
+    Args:
+        x: (..., T, C).
+        n_heads: H, dividing C.
+
+    Returns:
+        (..., H, T, D) with D = C / H, a view.
+
+    Raises:
+        ShapeError: if H does not divide C.
+    """
+    if x.shape[-1] % n_heads:
+        raise ShapeError(f"width {x.shape[-1]} cannot be cut into {n_heads} heads")
+    return x.unflatten(-1, (n_heads, -1)).transpose(-3, -2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """Undo `split_heads`.
+
+    Args:
+        x: (..., H, T, D).
+
+    Returns:
+        (..., T, C) with C = H * D.
+    """
+    return x.transpose(-3, -2).flatten(-2)
+
+
+class SelfAttention(nn.Module):
+    """Attention of a sequence to itself: one product makes queries, keys and values, one mixes the heads.
+
+    `qkv.weight` holds the rows of all query heads, then all key heads, then all value heads (`sections` rows each).
+
+    Args:
+        d_model: width C.
+        n_heads: number of query heads H, dividing C.
+        n_kv_heads: number of key/value heads G, dividing H.
+        bias: whether the two linear maps have biases.
+        qk_norm: whether to normalise each query and key to a root mean square of 1.
+        std: standard deviation of the initial weights.
+        output_std: that of the output map, which writes into the residual stream.
+        kernels: "torch" or "naive", see `minillm.nn.functional`.
+        generator: where the initial weights come from; None is torch's own default generator.
+
+    Raises:
+        ConfigError: if H does not divide C or G does not divide H.
+
+    Source:
+        Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2; query/key norm: Dehghani et al. 2023, arXiv:2302.05442.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int,
+        bias: bool = False,
+        qk_norm: bool = False,
+        std: float = 0.02,
+        output_std: float = 0.02,
+        kernels: str = "torch",
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        functional.check_kernels(kernels)
+        if d_model % n_heads or n_heads % n_kv_heads:
+            raise ConfigError(f"{d_model=} must be a multiple of {n_heads=}, and that of {n_kv_heads=}")
+        d_head = d_model // n_heads
+        self.n_heads, self.n_kv_heads, self.kernels = n_heads, n_kv_heads, kernels
+        self.sections = (n_heads * d_head, n_kv_heads * d_head, n_kv_heads * d_head)
+        self.qkv = Linear(d_model, sum(self.sections), bias, std, generator)
+        self.output = Linear(d_model, d_model, bias, output_std, generator)
+        self.qk_norm = RMSNorm(d_head, kernels=kernels) if qk_norm else None
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """Let every position look at the positions it may see.
+
+        Args:
+            x: (B, T, C).
+            mask: bool, broadcastable to (B, H, T, S), True where attention is allowed; None allows all.
+            causal: hide later positions; without a cache only, and instead of a mask (kernels are faster for it).
+            rotation: cosine and sine of the rotary angles, each broadcastable to (B, H, T, D / 2), or None.
+            cache: keys and values of earlier positions; the new ones are added to it.
+            layer: which layer of the cache this is.
+
+        Returns:
+            (B, T, C).
+        """
+        query, key, value = self.qkv(x).split(self.sections, dim=-1)
+        query = split_heads(query, self.n_heads)                   # (B, H, T, D)
+        key = split_heads(key, self.n_kv_heads)                    # (B, G, T, D)
+        value = split_heads(value, self.n_kv_heads)                # (B, G, T, D)
+        if self.qk_norm is not None:
+            query, key = self.qk_norm(query), self.qk_norm(key)
+        if rotation is not None:
+            query, key = rotate(query, *rotation), rotate(key, *rotation)
+        if cache is not None:
+            key, value = cache.update(layer, key, value)
+        return self.output(merge_heads(self.mix(query, key, value, mask, causal)))
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """Attention by the chosen kernels: (B, H, T, D) queries, (B, G, S, D) keys and values -> (B, H, T, D)."""
+        if self.kernels == "naive":
+            mask = causal_mask(query.shape[2], key.shape[2], query.device) if causal else mask
+            return attention(query, key, value, mask)
+        shares = self.n_heads != self.n_kv_heads
+        return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, enable_gqa=shares)
