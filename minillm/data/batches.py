@@ -1,0 +1,162 @@
+"""Batches of (inputs, targets) as pure functions of (seed, step): any step can be asked for, in any order, after any restart.
+
+Dimensions: B batch size of one rank, T sequence length, P ranks, N tokens. The global batch of P * B rows is made once; rank r
+takes the rows r * B to (r + 1) * B, so P ranks with B rows see what one rank with P * B rows sees.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minillm.data.packing import PackedTokens
+from minillm.errors import ConfigError, DataError
+
+Tokens = PackedTokens | np.ndarray
+
+
+class SequentialBatches:
+    """Every window of every epoch exactly once, in an order shuffled anew for each epoch.
+
+    The tokens are cut into (N - 1) // T windows of T inputs that do not overlap; the target of an input is the next token.
+    Shuffled epochs also shift all cuts by a random offset, as far as the tokens left over at the end allow; without shuffling
+    the windows come in order with offset 0. Epochs follow one another without a break: where the number of windows is not a
+    multiple of the global batch, a batch holds the last windows of one epoch and the first of the next. Nothing is left out,
+    nothing comes twice within an epoch.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        batch_size: int,
+        seq_len: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+    ):
+        """Check the sizes.
+
+        Args:
+            tokens: (N,) ids, at least T + 1 of them.
+            batch_size: rows B of this rank's batch.
+            seq_len: window length T.
+            seed: orders the windows; at least 0.
+            rank: which part of the global batch, 0 .. world_size - 1.
+            world_size: number of ranks P.
+            shuffle: False keeps the order of the text.
+
+        Raises:
+            ConfigError: if a size, the seed or the rank is out of range.
+            DataError: if there are too few tokens for one window.
+        """
+        _check_sizes(tokens, batch_size, seq_len, seed, rank, world_size)
+        self.tokens, self.batch_size, self.seq_len, self.seed = tokens, batch_size, seq_len, seed
+        self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
+        self.n_windows = (len(tokens) - 1) // seq_len
+        self._epochs: dict[int, np.ndarray] = {}
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches after which every window has been seen: n_windows / (P * B), rounded up."""
+        return -(-self.n_windows // (self.world_size * self.batch_size))
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """This rank's rows of global batch number `step`.
+
+        Args:
+            step: counted from 0 over all epochs.
+
+        Returns:
+            (inputs, targets), each (B, T) int64; targets are the inputs one token later.
+
+        Raises:
+            DataError: if the step is negative.
+        """
+        first = _first_row(step, self.batch_size, self.rank, self.world_size)
+        rows = range(first, first + self.batch_size)
+        starts = [int(self._epoch_starts(row // self.n_windows)[row % self.n_windows]) for row in rows]
+        return _read_windows(self.tokens, starts, self.seq_len)
+
+    def _epoch_starts(self, epoch: int) -> np.ndarray:
+        """Where each window of an epoch starts, in reading order; the last two epochs are kept."""
+        if epoch not in self._epochs:
+            starts = np.arange(self.n_windows) * self.seq_len
+            if self.shuffle:
+                generator = np.random.default_rng([self.seed, epoch])
+                n_left_over = len(self.tokens) - 1 - self.n_windows * self.seq_len
+                starts = generator.permutation(starts) + generator.integers(n_left_over + 1)
+            self._epochs = {known: kept for known, kept in self._epochs.items() if known == epoch - 1}
+            self._epochs[epoch] = starts
+        return self._epochs[epoch]
+
+
+class RandomWindows:
+    """Windows that start anywhere: each of the N - T possible starts is equally likely in every row, the last one included."""
+
+    def __init__(
+        self, tokens: Tokens, batch_size: int, seq_len: int, seed: int, rank: int = 0, world_size: int = 1
+    ):
+        """Check the sizes.
+
+        Args:
+            tokens: (N,) ids, at least T + 1 of them.
+            batch_size: rows B of this rank's batch.
+            seq_len: window length T.
+            seed: with the step it decides the starts; at least 0.
+            rank: which part of the global batch, 0 .. world_size - 1.
+            world_size: number of ranks P.
+
+        Raises:
+            ConfigError: if a size, the seed or the rank is out of range.
+            DataError: if there are too few tokens for one window.
+        """
+        _check_sizes(tokens, batch_size, seq_len, seed, rank, world_size)
+        self.tokens, self.batch_size, self.seq_len, self.seed = tokens, batch_size, seq_len, seed
+        self.rank, self.world_size = rank, world_size
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """This rank's rows of global batch number `step`.
+
+        Args:
+            step: counted from 0.
+
+        Returns:
+            (inputs, targets), each (B, T) int64; targets are the inputs one token later.
+
+        Raises:
+            DataError: if the step is negative.
+        """
+        _first_row(step, self.batch_size, self.rank, self.world_size)
+        generator = np.random.default_rng([self.seed, step])
+        n_starts = len(self.tokens) - self.seq_len
+        starts = generator.integers(n_starts, size=self.world_size * self.batch_size)  # (P*B,)
+        mine = starts[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]  # (B,)
+        return _read_windows(self.tokens, mine.tolist(), self.seq_len)
+
+
+def _first_row(step: int, batch_size: int, rank: int, world_size: int) -> int:
+    if step < 0:
+        raise DataError(f"step must be at least 0, not {step}")
+    return (step * world_size + rank) * batch_size
+
+
+def _read_windows(tokens: Tokens, starts: Sequence[int], seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    windows = np.stack([tokens[start : start + seq_len + 1] for start in starts]).astype(np.int64)  # (B, T+1)
+    return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
+
+
+def _check_sizes(tokens: Tokens, batch_size: int, seq_len: int, seed: int, rank: int, world_size: int) -> None:
+    for name, value in (("batch_size", batch_size), ("seq_len", seq_len), ("world_size", world_size)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}")
+    if seed < 0:
+        raise ConfigError(f"seed must be at least 0, not {seed}")
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank must lie between 0 and {world_size - 1} for {world_size} rank(s), not {rank}")
+    if getattr(tokens, "ndim", 1) != 1:
+        raise DataError(f"tokens must be one long sequence, not an array of shape {tokens.shape}")
+    if len(tokens) < seq_len + 1:
+        raise DataError(
+            f"the corpus has {len(tokens)} tokens, but one window of context {seq_len} needs {seq_len + 1} (inputs and the "
+            f"last target); use a longer text or a shorter context"
+        )
