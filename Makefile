@@ -47,7 +47,7 @@ oracle:
 
 bench:
 	@$(ENTER) $(PYTHON) .ci/setup.py .venv-oracle-hf dev,oracle-hf --torch-index "$(TORCH_INDEX)"
-	@$(ENTER) .venv-oracle-hf/bin/python -m benchmarks.all
+	@$(ENTER) .venv-oracle-hf/bin/python benchmarks/all.py
 
 clean:
 	@$(ENTER) rm -rf .venv .venv-oracle-hf build minillm.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -1,8 +1,6 @@
 """`python -m minillm` is the same as the command `minillm`."""
 
-import sys
-
-from minillm.cli import main
+from minillm.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command()
