@@ -249,8 +249,8 @@ class GPT(nn.Module):
         self.head = None if tied else Linear(config.d_model, config.vocab_size, std=head_std, generator=generator)
         if not learned:
             angles = rotary_angles(torch.arange(config.max_seq_len), config.d_head, config.rotary_base)  # (N, P)
-            self.register_buffer("rotary_cosine", angles.cos(), persistent=False)
-            self.register_buffer("rotary_sine", angles.sin(), persistent=False)
+            self.register_buffer("rotary_cosine", angles.cos().float(), persistent=False)
+            self.register_buffer("rotary_sine", angles.sin().float(), persistent=False)
 
     def forward(
         self,

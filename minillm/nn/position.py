@@ -15,7 +15,7 @@ def rotary_angles(positions: Tensor, d_head: int, base: float = 10000.0) -> Tens
         base: the slowest pair turns about once per 2 * pi * base positions.
 
     Returns:
-        (..., D / 2) float32 radians.
+        (..., D / 2) float64 radians.
 
     Raises:
         ConfigError: if D is odd or the base is not positive.
@@ -26,13 +26,13 @@ def rotary_angles(positions: Tensor, d_head: int, base: float = 10000.0) -> Tens
     Example:
         >>> rotary_angles(torch.tensor([0, 3]), d_head=4, base=100.0)
         tensor([[0.0000, 0.0000],
-                [3.0000, 0.3000]])
+                [3.0000, 0.3000]], dtype=torch.float64)
     """
     if d_head % 2 or d_head <= 0 or base <= 0:
         raise ConfigError(f"rotary positions need an even d_head and a positive base, got d_head={d_head}, base={base}")
     exponent = torch.arange(0, d_head, 2, device=positions.device, dtype=torch.float64) / d_head
     frequency = base**-exponent                                    # (d_pair,)
-    return (positions[..., None] * frequency).float()
+    return positions[..., None] * frequency                        # (..., d_pair)
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
