@@ -1,0 +1,201 @@
+"""Muon: momentum for a weight matrix, with the update replaced by the nearest orthogonal matrix.
+
+A gradient's singular values differ by orders of magnitude; a few directions take all of the step. Setting all of
+them to (about) 1 lets every direction learn. Newton-Schulz steps do it with matrix products alone, without an SVD.
+
+Dimensions: N matrices of one shape, R rows, C columns.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from minillm.errors import ConfigError
+
+# p(s) = a s + b s^3 + c s^5 sends every s in (0, 1] towards 1 quickly (slope a at 0) at the price of stopping near 1,
+# not at 1: five times over, singular values of 0.003 and more end within about 0.68 .. 1.2.
+QUINTIC = (3.4445, -4.7750, 2.0315)
+NS_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SCALES = ("original", "match_rms_adamw")
+
+
+def orthogonalize(matrices: Tensor, n_steps: int = 5, dtype: torch.dtype | None = None, eps: float = 1e-7) -> Tensor:
+    """Set the singular values of each matrix to about 1 and keep its singular vectors: U S V^T becomes nearly U V^T.
+
+    X = M / |M|, then n_steps times  A = X X^T;  X = a X + (b A + c A A) X.
+    The polynomial acts on the singular values alone.
+
+    Args:
+        matrices: (..., R, C), any number of matrices of one shape.
+        n_steps: number of Newton-Schulz steps.
+        dtype: number format of the products; None keeps that of `matrices`. bf16 is exact enough.
+        eps: smallest Frobenius norm to divide by, so that a matrix of zeros stays one.
+
+    Returns:
+        (..., R, C) in the dtype of `matrices`; singular values within about 0.68 .. 1.2 where they were at least
+        0.003 of the Frobenius norm.
+
+    Source:
+        Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks",
+        kellerjordan.github.io/posts/muon; the iteration: Bernstein and Newhouse 2024, arXiv:2409.20325, appendix.
+
+    Example:
+        >>> orthogonalize(torch.tensor([[3.0, 0.0], [0.0, 0.1]]))
+        tensor([[0.6970, 0.0000],
+                [0.0000, 1.1288]])
+    """
+    a, b, c = QUINTIC
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    update = (matrices.mT if tall else matrices).to(dtype or matrices.dtype)
+    shape = update.shape
+    update = update.reshape(-1, *shape[-2:])
+    norms = torch.linalg.vector_norm(update, dim=(-2, -1), keepdim=True)
+    update = update / norms.clamp(min=eps)
+    for _ in range(n_steps):
+        gram = torch.bmm(update, update.mT)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        update = torch.baddbmm(update, polynomial, update, beta=a)
+    update = update.view(shape).to(matrices.dtype)
+    return update.mT if tall else update
+
+
+def muon_scale(n_rows: int, n_columns: int, adjust_lr_fn: str = "original") -> float:
+    """The factor on the learning rate that makes one rate fit matrices of different shapes.
+
+    "original" is sqrt(max(1, R / C)): the output of a layer changes by the same size whatever its shape;
+    "match_rms_adamw" is 0.2 * sqrt(max(R, C)): each weight changes as much as with AdamW, whose rates can be kept.
+
+    Args:
+        n_rows: R, the output width of the (out, in) weight.
+        n_columns: C, its input width.
+        adjust_lr_fn: "original" or "match_rms_adamw".
+
+    Returns:
+        the factor.
+
+    Raises:
+        ConfigError: if the rule is unknown.
+
+    Source:
+        Jordan et al. 2024 (as above); Liu et al. 2025, arXiv:2502.16982, section 2.2.
+
+    Example:
+        >>> muon_scale(512, 128), muon_scale(128, 512)
+        (2.0, 1.0)
+    """
+    if adjust_lr_fn == "original":
+        return math.sqrt(max(1.0, n_rows / n_columns))
+    if adjust_lr_fn == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(n_rows, n_columns))
+    raise ConfigError(f"adjust_lr_fn {adjust_lr_fn!r} is unknown; known are {', '.join(SCALES)}")
+
+
+def muon_step(
+    parameter: Tensor,
+    gradient: Tensor,
+    momentum_buffer: Tensor,
+    lr: float,
+    momentum: float = 0.95,
+    weight_decay: float = 0.0,
+    nesterov: bool = True,
+    ns_steps: int = 5,
+    adjust_lr_fn: str = "original",
+) -> tuple[Tensor, Tensor]:
+    """One step of Muon for one matrix.
+
+    b = momentum * b + (1 - momentum) * g;  u = (1 - momentum) * g + momentum * b with nesterov, b without;
+    parameter * (1 - lr * weight_decay) - lr * muon_scale(R, C) * orthogonalize(u).
+
+    Args:
+        parameter: (R, C).
+        gradient: (R, C).
+        momentum_buffer: (R, C), 0 before the first step.
+        lr: learning rate.
+        momentum: how much of the buffer is kept, in [0, 1).
+        weight_decay: share of the parameter, times lr, that is taken away.
+        nesterov: look one momentum step ahead.
+        ns_steps: number of Newton-Schulz steps.
+        adjust_lr_fn: rule of `muon_scale`.
+
+    Returns:
+        the new parameter and the new buffer; the arguments are not changed.
+
+    Source:
+        Jordan et al. 2024 (as `orthogonalize`).
+    """
+    momentum_buffer = momentum * momentum_buffer + (1 - momentum) * gradient
+    update = (1 - momentum) * gradient + momentum * momentum_buffer if nesterov else momentum_buffer
+    scale = muon_scale(*parameter.shape, adjust_lr_fn)
+    new_parameter = parameter * (1 - lr * weight_decay) - lr * scale * orthogonalize(update, ns_steps)
+    return new_parameter, momentum_buffer
+
+
+def muon_group_step(groups: list[dict], state: dict) -> None:
+    """`muon_step` in place for the matrices of all groups: parts of one shape are made orthogonal in one batch."""
+    same_kind: dict[tuple, list[tuple[Tensor, Tensor, float]]] = {}
+    for group in groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            if group["weight_decay"]:
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            update = momentum_update(parameter, group, state)
+            row_counts = part_sizes(parameter.shape[0], group["split"])
+            parts = zip(parameter.split(row_counts), update.split(row_counts), strict=True)
+            for target, part in parts:
+                length = group["lr"] * muon_scale(*part.shape, group["adjust_lr_fn"])
+                kind = (part.shape, part.dtype, part.device, group["ns_steps"], group["ns_dtype"])
+                same_kind.setdefault(kind, []).append((target, part, length))
+    for (*_, ns_steps, ns_dtype), members in same_kind.items():
+        updates = torch.stack([part for _, part, _ in members])  # (N, R, C)
+        updates = orthogonalize(updates, ns_steps, None if ns_dtype == "fp32" else NS_DTYPES[ns_dtype])  # (N, R, C)
+        for (target, _, length), update in zip(members, updates.unbind(), strict=True):
+            target.add_(update, alpha=-length)
+
+
+def momentum_update(parameter: Tensor, group: dict, state: dict) -> Tensor:
+    """Move the buffer towards the gradient and return the direction to be made orthogonal."""
+    buffer = state[parameter].get("momentum_buffer")
+    if buffer is None:
+        buffer = state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    buffer.lerp_(parameter.grad, 1 - group["momentum"])
+    return parameter.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+
+
+def part_sizes(n_rows: int, split: int | tuple[int, ...]) -> list[int]:
+    """Row counts of the parts of a matrix that are made orthogonal apart.
+
+    Args:
+        n_rows: rows of the matrix.
+        split: a number of equal parts, or the row counts themselves.
+
+    Returns:
+        row counts that add up to `n_rows`.
+
+    Raises:
+        ConfigError: if they do not.
+
+    Example:
+        >>> part_sizes(6, 3), part_sizes(6, (4, 1, 1))
+        ([2, 2, 2], [4, 1, 1])
+    """
+    sizes = [n_rows // split] * split if isinstance(split, int) and split > 0 else split
+    if isinstance(sizes, int) or sum(sizes) != n_rows or min(sizes) < 1:
+        raise ConfigError(f"{n_rows} rows cannot be split by {split}; give a divisor or row counts that add up")
+    return list(sizes)
+
+
+def check_muon_group(group: dict) -> None:
+    """Refuse Muon settings out of range and parameters that are not matrices."""
+    if group["ns_steps"] < 1:
+        raise ConfigError(f"ns_steps is {group['ns_steps']}, expected 1 or more")
+    if group["ns_dtype"] not in NS_DTYPES:
+        raise ConfigError(f"ns_dtype {group['ns_dtype']!r} is unknown; known are {', '.join(NS_DTYPES)}")
+    if not 0 <= group["momentum"] < 1:
+        raise ConfigError(f"momentum is {group['momentum']}, expected 0 <= momentum < 1")
+    for parameter in group["params"]:
+        if parameter.dim() != 2:
+            raise ConfigError(f"Muon takes matrices only, got shape {tuple(parameter.shape)}; give it to AdamW")
+        part_sizes(parameter.shape[0], group["split"])
+        muon_scale(*parameter.shape, group["adjust_lr_fn"])
