@@ -1,0 +1,18 @@
+"""Text to token ids and back: bytes, characters, words, byte-level BPE. No torch."""
+
+from minillm.tokenizers.bpe import BPETokenizer
+from minillm.tokenizers.bytes import ByteTokenizer
+from minillm.tokenizers.chars import CharTokenizer
+from minillm.tokenizers.loading import load_tokenizer
+from minillm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+from minillm.tokenizers.words import WordTokenizer
+
+__all__ = [
+    "END_OF_TEXT",
+    "BPETokenizer",
+    "ByteTokenizer",
+    "CharTokenizer",
+    "Tokenizer",
+    "WordTokenizer",
+    "load_tokenizer",
+]

@@ -1,0 +1,344 @@
+"""The byte-level BPE tokenizer: text -> special tokens, chunks, pieces, bytes -> ids, and back."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from minillm.errors import DataError, TokenizerError
+from minillm.tokenizers.bpe_indexed import merge_ids, train_merges
+from minillm.tokenizers.bpe_naive import Pair
+from minillm.tokenizers.byte_strings import bytes_of, printable
+from minillm.tokenizers.pretokenize import SplitPattern, cut_stream, split_pattern, split_specials
+from minillm.tokenizers.reading import training_texts
+from minillm.tokenizers.tokenizer import END_OF_TEXT, TableTokenizer, check_parts, check_text, number_specials
+
+# The memory of encoded chunks starts afresh beyond this many, and leaves out longer strings: some 50 MB at most.
+MAX_REMEMBERED = 1 << 18
+MAX_REMEMBERED_CHARACTERS = 64
+# Training turns its counts of chunks into counts of pieces when there are this many, so that memory stays bounded.
+MAX_COUNTED_CHUNKS = 1 << 20
+
+
+class BPETokenizer(TableTokenizer):
+    """Byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; on bytes: Radford et al. 2019, GPT-2).
+
+    Every text can be encoded, because every byte is a token. Merges join pairs inside a piece (see `pretokenize`), the
+    first learned first.
+
+    Example:
+        >>> tokenizer = BPETokenizer.train("low lower lowest low", vocab_size=260)
+        >>> [tokenizer.token_bytes(token_id) for token_id in tokenizer.encode("low slow")]
+        [b'low', b' ', b's', b'low']
+        >>> tokenizer.decode(tokenizer.encode("low slow"))
+        'low slow'
+    """
+
+    kind = "bpe"
+
+    def __init__(
+        self,
+        vocab: Mapping[int, bytes],
+        merges: Iterable[Pair],
+        special_tokens: Iterable[str] | Mapping[str, int] = (),
+        pattern: str = "gpt2",
+    ) -> None:
+        """Build the tokenizer from its parts.
+
+        Args:
+            vocab: id -> bytes. All 256 single bytes, the product of every merge, and possibly the special tokens.
+            merges: pairs of byte strings in the order in which they were learned.
+            special_tokens: strings that ordinary text never produces, or string -> id. Without ids, one that is
+                in `vocab` keeps its id there and the others get the ids after the largest.
+            pattern: "gpt2", "gpt4" or a regular expression for the `regex` package.
+
+        Raises:
+            TokenizerError: if a byte or the product of a merge is missing from the vocabulary, two ids have the same
+                bytes, a merge is there twice or uses a token that no earlier merge makes, or a special token has no id
+                of its own.
+        """
+        self.vocab = dict(vocab)
+        self.merges = [(left, right) for left, right in merges]
+        self._split_pattern: SplitPattern = split_pattern(pattern)
+        id_of = _invert(self.vocab)
+        self._byte_ids = _byte_ids(id_of)
+        self._products, self._ranks = _index_merges(self.merges, id_of)
+        if not isinstance(special_tokens, Mapping):
+            special_tokens = _number_bpe_specials(special_tokens, id_of, {*self._byte_ids, *self._products})
+        _check_special_ids(special_tokens, {*self._byte_ids, *self._products})
+        super().__init__(self.vocab, special_tokens)
+        self.merges_ran_out = False
+        self._split = self._split_pattern.splitter()
+        self._cut = self._split_pattern.cutter()
+        self._ids_of_piece = Memory(self._encode_piece)
+        self._ids_of_chunk = Memory(self._encode_chunk)
+
+    @property
+    def pattern(self) -> str:
+        """The name of the split pattern, or its expression."""
+        return self._split_pattern.name
+
+    @classmethod
+    def train(
+        cls,
+        source: str | Path | Iterable[str],
+        vocab_size: int,
+        special_tokens: Iterable[str] = (END_OF_TEXT,),
+        pattern: str = "gpt2",
+    ) -> Self:
+        """Learn merges from a corpus.
+
+        Ids are 0 .. 255 for the bytes, then one per merge in the order of learning, then the special tokens. The result
+        is the same on every run and machine (ties: see `bpe_naive.train_merges`).
+
+        Args:
+            source: the text itself (str), the file that holds it (Path, UTF-8), or documents (an iterable of str).
+                No merge crosses the border of two documents or a special token.
+            vocab_size: the number of ids wanted, special tokens included. When the corpus has no pair left to join,
+                training stops early: `vocab_size` of the result is then smaller and its `merges_ran_out` is True.
+            special_tokens: strings to cut out of the corpus before counting; they get the last ids.
+            pattern: "gpt2", "gpt4" or a regular expression.
+
+        Raises:
+            TokenizerError: if `vocab_size` has no room for 256 bytes and the special tokens, or a text is no text.
+            DataError: if the corpus is empty, or the file is missing or not UTF-8.
+        """
+        special_tokens = list(special_tokens) if not isinstance(special_tokens, str) else special_tokens
+        n_special = len(number_specials(special_tokens, 0))
+        if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < 256 + n_special:
+            raise TokenizerError(
+                f"vocab_size is {vocab_size!r}, expected an integer of at least {256 + n_special}: "
+                f"256 bytes and {n_special} special tokens"
+            )
+        counts = count_pieces(training_texts(source), special_tokens, split_pattern(pattern))
+        if not counts:
+            raise DataError("the training corpus is empty: there is no text to learn merges from")
+        n_merges = vocab_size - 256 - n_special
+        merges = train_merges(counts, n_merges)
+        tokens = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
+        tokenizer = cls(dict(enumerate(tokens)), merges, special_tokens, pattern)
+        tokenizer.merges_ran_out = len(merges) < n_merges
+        return tokenizer
+
+    def encode(
+        self,
+        text: str,
+        allowed_special: Collection[str] | Literal["all"] = frozenset(),
+        errors: str = "strict",
+    ) -> list[int]:
+        """The ids of a text.
+
+        Args:
+            text: any text. Strings of special tokens in it are ordinary text unless they are allowed.
+            allowed_special: special tokens that become their one id, or "all". Only for text the program itself wrote:
+                whoever may write an allowed token controls the model.
+            errors: what to do about lone surrogates: "strict" raises, "replace" reads U+FFFD.
+
+        Returns:
+            Token ids; `decode` gives the text back.
+
+        Raises:
+            TokenizerError: for a lone surrogate (with its position), a `text` that is no str, or an unknown special
+                token.
+        """
+        ids: list[int] = []
+        for part in self._encode_parts([check_text(text, errors)], allowed_special):
+            ids.extend(part)
+        return ids
+
+    def encode_iterable(
+        self,
+        texts: Iterable[str],
+        allowed_special: Collection[str] | Literal["all"] = frozenset(),
+        errors: str = "strict",
+    ) -> Iterator[int]:
+        """Lazily encode a text that arrives in parts, such as the lines of a file.
+
+        The ids are those of `encode("".join(texts))`, wherever the text was parted: also inside words, runs of spaces
+        and special tokens. Memory stays bounded by the longest stretch without whitespace; with a split pattern other
+        than GPT-2's and GPT-4's no safe place to cut is known, and the ids come when the last part has.
+
+        Args:
+            texts: the parts, of any length.
+            allowed_special: as for `encode`.
+            errors: as for `encode`.
+
+        Yields:
+            Token ids.
+        """
+        yield from chain.from_iterable(self._encode_parts(check_parts(texts, errors), allowed_special))
+
+    def _encode_parts(
+        self, texts: Iterable[str], allowed_special: Collection[str] | Literal["all"]
+    ) -> Iterator[Iterable[int]]:
+        """Ids in batches."""
+        parts = split_specials(texts, self._check_allowed(allowed_special))
+        for stretch in _stretches(parts):
+            if isinstance(stretch, str):
+                yield [self.special_tokens[stretch]]
+                continue
+            for chunks in cut_stream(stretch, self._cut):
+                yield chain.from_iterable(map(self._ids_of_chunk.__getitem__, chunks))
+
+    def _check_allowed(self, allowed_special: Collection[str] | Literal["all"]) -> Collection[str]:
+        if allowed_special == "all":
+            return self.special_tokens.keys()
+        if isinstance(allowed_special, str) or not set(allowed_special) <= self.special_tokens.keys():
+            raise TokenizerError(
+                f'allowed_special is {allowed_special!r}, expected "all" or some of {list(self.special_tokens)}'
+            )
+        return allowed_special
+
+    def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
+        return tuple(chain.from_iterable(map(self._ids_of_piece.__getitem__, self._split(chunk))))
+
+    def _encode_piece(self, piece: str) -> tuple[int, ...]:
+        ids = [self._byte_ids[byte] for byte in piece.encode()]
+        return tuple(merge_ids(ids, self._ranks, self._products))
+
+    def settings(self) -> dict[str, Any]:
+        """Pattern, special tokens, vocabulary and merges, each byte string as GPT-2's printable characters."""
+        return {
+            "pattern": self.pattern,
+            "special_tokens": self.special_tokens,
+            "vocab": {printable(token): token_id for token_id, token in self.vocab.items()},
+            "merges": [f"{printable(left)} {printable(right)}" for left, right in self.merges],
+        }
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> Self:
+        """The tokenizer that had these settings."""
+        vocab = {token_id: bytes_of(token) for token, token_id in settings["vocab"].items()}
+        merges = [tuple(map(bytes_of, line.split(" "))) for line in settings["merges"]]
+        return cls(vocab, merges, settings["special_tokens"], settings["pattern"])
+
+
+class Memory(dict[str, tuple[int, ...]]):
+    """A dict that asks a function for what it does not hold, and starts afresh when it has grown too large."""
+
+    def __init__(self, compute: Callable[[str], tuple[int, ...]], max_entries: int = MAX_REMEMBERED) -> None:
+        super().__init__()
+        self.compute = compute
+        self.max_entries = max_entries
+
+    def __missing__(self, text: str) -> tuple[int, ...]:
+        ids = self.compute(text)
+        if len(text) <= MAX_REMEMBERED_CHARACTERS:
+            if len(self) >= self.max_entries:
+                self.clear()
+            self[text] = ids
+        return ids
+
+
+def count_pieces(
+    texts: Iterable[Iterable[str]], special_tokens: Iterable[str], pattern: SplitPattern
+) -> Counter[bytes]:
+    """How often each piece occurs in a corpus.
+
+    Args:
+        texts: documents, each as the parts it is read in.
+        special_tokens: strings that are taken out first.
+        pattern: how to split the rest.
+
+    Returns:
+        UTF-8 bytes of the piece -> number of occurrences.
+    """
+    split, cut = pattern.splitter(), pattern.cutter()
+    chunk_counts: Counter[str] = Counter()
+    piece_counts: Counter[bytes] = Counter()
+
+    def flush() -> None:
+        for chunk, count in chunk_counts.items():
+            for piece in split(chunk):
+                piece_counts[piece.encode()] += count
+        chunk_counts.clear()
+
+    for parts in texts:
+        for stretch in _stretches(split_specials(parts, special_tokens)):
+            if isinstance(stretch, str):
+                continue
+            for chunks in cut_stream(stretch, cut):
+                chunk_counts.update(chunks)
+                if len(chunk_counts) > MAX_COUNTED_CHUNKS:
+                    flush()
+    flush()
+    return piece_counts
+
+
+def _stretches(parts: Iterator[tuple[str, bool]]) -> Iterator[str | Iterator[str]]:
+    """Group what `split_specials` yields: a str per special token, an iterator of parts per stretch of ordinary text."""
+    pending: list[tuple[str, bool]] = []
+
+    def ordinary() -> Iterator[str]:
+        for text, is_special in parts:
+            if is_special:
+                pending.append((text, True))
+                return
+            yield text
+
+    for text, is_special in parts:
+        if is_special:
+            yield text
+            continue
+        yield chain([text], ordinary())
+        while pending:
+            yield pending.pop()[0]
+
+
+def _invert(vocab: Mapping[int, bytes]) -> dict[bytes, int]:
+    if not all(isinstance(token_id, int) and isinstance(token, bytes) for token_id, token in vocab.items()):
+        raise TokenizerError("vocab must map int ids to bytes")
+    id_of = {token: token_id for token_id, token in vocab.items()}
+    if len(id_of) < len(vocab):
+        twice = next(token for token, count in Counter(vocab.values()).items() if count > 1)
+        raise TokenizerError(f"the vocabulary has {twice!r} under more than one id")
+    return id_of
+
+
+def _byte_ids(id_of: Mapping[bytes, int]) -> list[int]:
+    missing = [byte for byte in range(256) if bytes([byte]) not in id_of]
+    if missing:
+        raise TokenizerError(
+            f"the vocabulary lacks {len(missing)} of the 256 single bytes, the first is 0x{missing[0]:02X}: "
+            "byte-level BPE needs them all"
+        )
+    return [id_of[bytes([byte])] for byte in range(256)]
+
+
+def _index_merges(merges: list[Pair], id_of: Mapping[bytes, int]) -> tuple[list[int], dict[tuple[int, int], int]]:
+    """The id that each merge makes, and the rank of each pair of ids."""
+    products: list[int] = []
+    ranks: dict[tuple[int, int], int] = {}
+    made = {bytes([byte]) for byte in range(256)}
+    for rank, (left, right) in enumerate(merges):
+        if left not in made or right not in made:
+            raise TokenizerError(f"merge {rank} joins {left!r} and {right!r}, but no earlier merge makes one of them")
+        if left + right not in id_of:
+            raise TokenizerError(f"merge {rank} makes {left + right!r}, which is not in the vocabulary")
+        made.add(left + right)
+        products.append(id_of[left + right])
+        ranks[id_of[left], id_of[right]] = rank
+    if len(ranks) < len(merges):
+        twice = next(pair for pair, count in Counter(merges).items() if count > 1)
+        raise TokenizerError(f"the merge of {twice[0]!r} and {twice[1]!r} is there twice")
+    return products, ranks
+
+
+def _number_bpe_specials(strings: Iterable[str], id_of: Mapping[bytes, int], ordinary: set[int]) -> dict[str, int]:
+    """Ids of special tokens: the one in the vocabulary, unless ordinary text produces it, else a new one."""
+    numbered, next_id = {}, max(id_of.values()) + 1
+    for string in number_specials(strings, 0):
+        present = id_of.get(string.encode())
+        if present is None or present in ordinary:
+            present, next_id = next_id, next_id + 1
+        numbered[string] = present
+    return numbered
+
+
+def _check_special_ids(special_tokens: Mapping[str, int], ordinary: set[int]) -> None:
+    for string, token_id in special_tokens.items():
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id in ordinary:
+            raise TokenizerError(f"special token {string!r} cannot have id {token_id!r}: not an id of its own")
+    if len(set(special_tokens.values())) < len(special_tokens):
+        raise TokenizerError(f"two special tokens share an id: {dict(special_tokens)}")
