@@ -1,0 +1,318 @@
+"""What can happen in the made world: the one place that decides which choices a story has and what follows from them.
+
+A story is told sentence by sentence. Each step looks at the state, makes its free choices through `choose`, writes down
+a `Sentence` (every word that varies, as a field) and changes the state. A field is either *chosen* here and now, or
+*recalled*: it follows from what has been told. Both languages are written from these sentences, so they tell the same.
+The choices of a step are made in the order in which the texts reveal them.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from minillm.data.tinyworld.choices import Choice, Chooser, Value
+from minillm.data.tinyworld.config import EVENT_KINDS, LARGEST_GIFT, WorldConfig
+from minillm.data.tinyworld.lexicon import COLOURS, FRUITS, ITEMS, NAMES, PLACES, THINGS
+
+CHOSEN_FIELDS = {
+    "opening": ("fruit",),
+    "person": ("name", "place", "colour", "item", "count"),
+    "thing": ("colour", "thing", "place"),
+    "move": ("actor", "place"),
+    "swap": ("actor", "partner"),
+    "gift": ("actor", "partner", "amount"),
+    "carry": ("actor", "thing", "place"),
+    "evening": (),
+    "ask_person": ("subject",),
+    "ask_item": ("subject",),
+    "ask_thing": ("subject",),
+}
+QUESTION_KINDS = ("ask_person", "ask_item", "ask_thing")
+# Choices whose answer leaves the number of later options as it is: whoever is called Ana, as much can happen to her.
+SYMMETRIC_CHOICES = frozenset({"fruit", "name", "place", "colour", "item", "thing"})
+
+
+class Source(NamedTuple):
+    """Where a fact was last stated: the index of the sentence and the field in it."""
+
+    sentence: int
+    field: str
+
+
+class Field(NamedTuple):
+    """A word that varies. Chosen: `choice` is set. Recalled: `recall` is its kind and `source` where it was last stated."""
+
+    value: Value | tuple[Value, Value]
+    choice: Choice | None = None
+    recall: str = ""
+    source: Source | None = None
+
+
+class Sentence(NamedTuple):
+    """One step of a story in no language: its kind and its fields by name, chosen ones in the order of choosing."""
+
+    kind: str
+    fields: dict[str, Field]
+
+
+class Fact(NamedTuple):
+    """The free choices of one sentence and nothing else, in the order of `CHOSEN_FIELDS`; a derivation is a tuple of these."""
+
+    kind: str
+    values: tuple[Value, ...]
+
+
+Derivation = tuple[Fact, ...]
+
+
+class State:
+    """Everything that has been told: who is in the story, and each fact with the place in the text that last stated it.
+
+    Facts are kept as (what, about whom) -> (value, source): ("place", person or thing), ("item", person),
+    ("owner", item), ("colour", item or thing), ("count", person).
+    """
+
+    def __init__(self):
+        self.n_sentences = 0
+        self.fruit = ""
+        self.people: tuple[str, ...] = ()
+        self.things: tuple[str, ...] = ()
+        self.people_to_ask: tuple[str, ...] = ()
+        self.things_to_ask: tuple[str, ...] = ()
+        self.facts: dict[tuple[str, str], tuple[Value, Source]] = {}
+
+    def copy(self) -> "State":
+        """An independent state with the same facts."""
+        other = State()
+        other.__dict__.update(self.__dict__)
+        other.facts = dict(self.facts)
+        return other
+
+    def __getitem__(self, fact: tuple[str, str]) -> Value:
+        return self.facts[fact][0]
+
+    def state(self, what: str, about: str, value: Value, field: str) -> None:
+        """Write down a fact that `field` of the sentence being told states."""
+        self.facts[what, about] = (value, Source(self.n_sentences, field))
+
+    def recall(self, what: str, about: str, kind: str) -> Field:
+        """A field that repeats a fact told before."""
+        value, source = self.facts[what, about]
+        return Field(value, None, kind, source)
+
+    def agree(self, value: Value | tuple[Value, Value], field: str) -> Field:
+        """A word whose form agrees with another field of the sentence being told: a pronoun, a singular or plural."""
+        return Field(value, None, "agreement", Source(self.n_sentences, field))
+
+    def key(self) -> tuple:
+        """All that the number of options of later choices depends on, the same for states that differ in names only."""
+        counts = sorted(self["count", person] for person in self.people)
+        return tuple(counts), len(self.people_to_ask), len(self.things_to_ask)
+
+
+class Grammar:
+    """The steps of a story in a world of the given sizes.
+
+    Args:
+        config: the sizes. The options of every choice come from the first entries of the word lists.
+
+    `steps` holds one function per sentence, `step(state, choose) -> Sentence`; it changes the state.
+    """
+
+    def __init__(self, config: WorldConfig):
+        self.config = config
+        self.names = tuple(name.english for name in NAMES[: config.n_names])
+        self.items = tuple(item.english for item in ITEMS[: config.n_items])
+        self.thing_kinds = tuple(thing.english for thing in THINGS[: config.n_thing_kinds])
+        self.fruits = tuple(fruit.english for fruit in FRUITS[: config.n_fruits])
+        self.colours = tuple(COLOURS)[: config.n_colours]
+        self.places = tuple(PLACES)[: config.n_places]
+        self.counts = tuple(range(config.min_count, config.max_count + 1))
+        self.steps: list[Callable[[State, Chooser], Sentence]] = [
+            self.opening,
+            *[self.person] * config.n_people,
+            *[self.thing] * config.n_things,
+            *[self.event] * config.n_events,
+            *[self.evening] * bool(config.n_questions),
+            *[self.question] * config.n_questions,
+        ]
+
+    def tell(self, choose: Chooser) -> list[Sentence]:
+        """Tell one story, every free decision made by `choose`."""
+        state = State()
+        return [self.take(step, state, choose) for step in self.steps]
+
+    def take(self, step: Callable[[State, Chooser], Sentence], state: State, choose: Chooser) -> Sentence:
+        """Tell one sentence and count it."""
+        sentence = step(state, choose)
+        state.n_sentences += 1
+        return sentence
+
+    def opening(self, state: State, choose: Chooser) -> Sentence:
+        """The plums are ripe."""
+        fruit = choose("fruit", self.fruits)
+        state.fruit = fruit.value
+        return Sentence("opening", {"fruit": Field(fruit.value, fruit)})
+
+    def person(self, state: State, choose: Chooser) -> Sentence:
+        """Ana lives at the mill. She has a red kite and three plums."""
+        name = choose("name", without(self.names, state.people))
+        place = choose("place", self.places)
+        colour = choose("colour", self.colours)
+        item = choose("item", without(self.items, [state["item", person] for person in state.people]))
+        count = choose("count", self.counts)
+
+        person = name.value
+        state.people += (person,)
+        state.people_to_ask += (person,)
+        state.state("place", person, place.value, "place")
+        state.state("colour", item.value, colour.value, "colour")
+        state.state("item", person, item.value, "item")
+        state.state("owner", item.value, person, "name")
+        state.state("count", person, count.value, "count")
+        fields = {"name": name, "place": place, "colour": colour, "item": item, "count": count}
+        return Sentence("person", {
+            **chosen(fields),
+            "pronoun": state.agree(person, "name"),
+            "fruit": state.agree((state.fruit, count.value), "count"),
+        })  # fmt: skip
+
+    def thing(self, state: State, choose: Chooser) -> Sentence:
+        """A green box stands at the harbour."""
+        colour = choose("colour", self.colours)
+        thing = choose("thing", without(self.thing_kinds, state.things))
+        place = choose("place", self.places)
+        state.things += (thing.value,)
+        state.things_to_ask += (thing.value,)
+        state.state("colour", thing.value, colour.value, "colour")
+        state.state("place", thing.value, place.value, "place")
+        return Sentence("thing", chosen({"colour": colour, "thing": thing, "place": place}))
+
+    def event(self, state: State, choose: Chooser) -> Sentence:
+        """Somebody does one of the things that are possible for them now."""
+        actor = choose("actor", state.people)
+        possible = [True, True, state["count", actor.value] > 1, bool(state.things)]
+        options = tuple(kind for kind, open_ in zip(EVENT_KINDS, possible, strict=True) if open_)
+        weights = tuple(w for w, open_ in zip(self.config.event_weights, possible, strict=True) if open_)
+        verb = choose("verb", options, weights)
+        happen = {"move": self.move, "swap": self.swap, "gift": self.gift, "carry": self.carry}[verb.value]
+        return Sentence(verb.value, happen(state, choose, chosen({"actor": actor, "verb": verb})))
+
+    def move(self, state: State, choose: Chooser, fields: dict[str, Field]) -> dict[str, Field]:
+        """Ana goes to the harbour."""
+        actor = fields["actor"].value
+        place = choose("place", without(self.places, [state["place", actor]]))
+        state.state("place", actor, place.value, "place")
+        return fields | chosen({"place": place})
+
+    def swap(self, state: State, choose: Chooser, fields: dict[str, Field]) -> dict[str, Field]:
+        """Ana visits Bo at the harbour and swaps the kite for the drum."""
+        actor = fields["actor"].value
+        fields, partner = self.visit(state, choose, fields)
+        fields |= {
+            "given": state.recall("item", actor, "object"),
+            "gained": state.recall("item", partner, "object"),
+        }
+        given, gained = fields["given"].value, fields["gained"].value
+        state.state("item", partner, given, "given")
+        state.state("item", actor, gained, "gained")
+        state.state("owner", given, partner, "partner")
+        state.state("owner", gained, actor, "actor")
+        return fields
+
+    def gift(self, state: State, choose: Chooser, fields: dict[str, Field]) -> dict[str, Field]:
+        """Ana visits Bo at the harbour and gives him two plums. Now Ana has one plum and Bo has five plums."""
+        actor = fields["actor"].value
+        fields, partner = self.visit(state, choose, fields)
+        amount = choose("amount", tuple(range(1, min(LARGEST_GIFT, state["count", actor] - 1) + 1)))
+        left, sum_ = state["count", actor] - amount.value, state["count", partner] + amount.value
+        fields |= {
+            "pronoun": state.agree(partner, "partner"),
+            "amount": Field(amount.value, amount),
+            "amount_fruit": state.agree((state.fruit, amount.value), "amount"),
+            "left": state.recall("count", actor, "count")._replace(value=left),
+            "left_fruit": state.agree((state.fruit, left), "left"),
+            "sum": state.recall("count", partner, "count")._replace(value=sum_),
+            "sum_fruit": state.agree((state.fruit, sum_), "sum"),
+        }
+        state.state("count", actor, left, "left")
+        state.state("count", partner, sum_, "sum")
+        return fields
+
+    def visit(self, state: State, choose: Chooser, fields: dict[str, Field]) -> tuple[dict[str, Field], str]:
+        """Ana visits Bo at the harbour: the actor goes to where the partner is."""
+        actor = fields["actor"].value
+        partner = choose("partner", without(state.people, [actor]))
+        place = state.recall("place", partner.value, "place")
+        state.state("place", actor, place.value, "place")
+        state.state("place", partner.value, place.value, "place")
+        return fields | chosen({"partner": partner}) | {"place": place}, partner.value
+
+    def carry(self, state: State, choose: Chooser, fields: dict[str, Field]) -> dict[str, Field]:
+        """Ana carries the box from the harbour to the mill."""
+        thing = choose("thing", state.things)
+        origin = state.recall("place", thing.value, "place")
+        place = choose("place", without(self.places, [origin.value]))
+        state.state("place", thing.value, place.value, "place")
+        state.state("place", fields["actor"].value, place.value, "place")
+        return fields | chosen({"thing": thing}) | {"origin": origin} | chosen({"place": place})
+
+    def evening(self, state: State, choose: Chooser) -> Sentence:
+        """Evening comes."""
+        return Sentence("evening", {})
+
+    def question(self, state: State, choose: Chooser) -> Sentence:
+        """One person (asked by name or by what they own) or one thing that has not been told of this evening."""
+        items = {state["item", person]: person for person in state.people_to_ask}
+        subject = choose("subject", (*state.people_to_ask, *items, *state.things_to_ask))
+        about, fields = subject.value, chosen({"subject": subject})
+        if about in state.things_to_ask:
+            state.things_to_ask = without(state.things_to_ask, [about])
+            return Sentence("ask_thing", fields | self.thing_now(state, about))
+        state.people_to_ask = without(state.people_to_ask, [items.get(about, about)])
+        if about in items:
+            return Sentence("ask_item", fields | self.item_now(state, about))
+        return Sentence("ask_person", fields | self.person_now(state, about))
+
+    def person_now(self, state: State, person: str) -> dict[str, Field]:
+        """Ana is at the harbour with the drum and one plum."""
+        count = state.recall("count", person, "count")
+        return {
+            "place": state.recall("place", person, "place"),
+            "item": state.recall("item", person, "object"),
+            "count": count,
+            "fruit": state.agree((state.fruit, count.value), "count"),
+        }
+
+    def item_now(self, state: State, item: str) -> dict[str, Field]:
+        """The kite is red and belongs to Bo."""
+        return {"colour": state.recall("colour", item, "colour"), "owner": state.recall("owner", item, "name")}
+
+    def thing_now(self, state: State, thing: str) -> dict[str, Field]:
+        """The box is green and stands at the mill."""
+        return {"colour": state.recall("colour", thing, "colour"), "place": state.recall("place", thing, "place")}
+
+
+def without(options: tuple[str, ...], taken) -> tuple[str, ...]:
+    """The options that are not taken, in their order."""
+    return tuple(option for option in options if option not in taken)
+
+
+def chosen(choices: dict[str, Choice]) -> dict[str, Field]:
+    """Choices as fields of a sentence."""
+    return {name: Field(choice.value, choice) for name, choice in choices.items()}
+
+
+def derivation_of(sentences: list[Sentence]) -> Derivation:
+    """The free choices of told sentences, without what follows from them."""
+    return tuple(
+        Fact(sentence.kind, tuple(sentence.fields[name].value for name in CHOSEN_FIELDS[sentence.kind]))
+        for sentence in sentences
+    )
+
+
+def choice_values(derivation: Derivation) -> list[Value]:
+    """The values that a telling asks for one after another: those of each fact, and the kind of event after its actor."""
+    values: list[Value] = []
+    for kind, given in derivation:
+        values += (given[0], kind, *given[1:]) if kind in EVENT_KINDS else given
+    return values
