@@ -1,7 +1,7 @@
-"""Batches of (inputs, targets) as pure functions of (seed, step): any step can be asked for, in any order, after any restart.
+"""Batches of (inputs, targets) as pure functions of (seed, step): any step can be asked for, in any order, at any time.
 
-Dimensions: B batch size of one rank, T sequence length, P ranks, N tokens. The global batch of P * B rows is made once; rank r
-takes the rows r * B to (r + 1) * B, so P ranks with B rows see what one rank with P * B rows sees.
+Dimensions: B batch size of one rank, T sequence length, P ranks, N tokens. The global batch of P * B rows is made once;
+rank r takes the rows r * B to (r + 1) * B, so P ranks with B rows see what one rank with P * B rows sees.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ Tokens = PackedTokens | np.ndarray
 class SequentialBatches:
     """Every window of every epoch exactly once, in an order shuffled anew for each epoch.
 
-    The tokens are cut into (N - 1) // T windows of T inputs that do not overlap; the target of an input is the next token.
-    Shuffled epochs also shift all cuts by a random offset, as far as the tokens left over at the end allow; without shuffling
-    the windows come in order with offset 0. Epochs follow one another without a break: where the number of windows is not a
-    multiple of the global batch, a batch holds the last windows of one epoch and the first of the next. Nothing is left out,
-    nothing comes twice within an epoch.
+    The tokens are cut into (N - 1) // T windows of T inputs that do not overlap; the target of an input is the next
+    token. Shuffled epochs also shift all cuts by a random offset, as far as the tokens left over at the end allow;
+    without shuffling the windows come in order with offset 0. Epochs follow one another without a break: where the
+    number of windows is not a multiple of the global batch, a batch holds the last windows of one epoch and the first
+    of the next. Nothing is left out, nothing comes twice within an epoch.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class SequentialBatches:
 
 
 class RandomWindows:
-    """Windows that start anywhere: each of the N - T possible starts is equally likely in every row, the last one included."""
+    """Windows that start anywhere: each of the N - T possible starts is equally likely, the last one included."""
 
     def __init__(
         self, tokens: Tokens, batch_size: int, seq_len: int, seed: int, rank: int = 0, world_size: int = 1
@@ -157,6 +157,6 @@ def _check_sizes(tokens: Tokens, batch_size: int, seq_len: int, seed: int, rank:
         raise DataError(f"tokens must be one long sequence, not an array of shape {tokens.shape}")
     if len(tokens) < seq_len + 1:
         raise DataError(
-            f"the corpus has {len(tokens)} tokens, but one window of context {seq_len} needs {seq_len + 1} (inputs and the "
-            f"last target); use a longer text or a shorter context"
+            f"the corpus has {len(tokens)} tokens, but one window of context {seq_len} needs {seq_len + 1} "
+            "(its inputs and the last target); use a longer text or a shorter context"
         )

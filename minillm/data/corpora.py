@@ -56,8 +56,8 @@ def documents(
     """The documents of a named corpus, or of a file, folder or glob pattern.
 
     Args:
-        source: one of `corpus_names()`, or a path; a name wins over a file of the same name (write ./NAME for the file).
-        split: "train" or "validation"; only the public sets that come already split (tinystories, wikitext-2) have both.
+        source: one of `corpus_names()`, or a path; a name wins over a file of that name (write ./NAME for the file).
+        split: "train" or "validation"; only the public sets that come split (tinystories, wikitext-2) have both.
         seed: for tinyworld: which world of stories.
         n_bytes: for tinyworld: stop after the first story that reaches this many UTF-8 bytes in all.
         errors: for paths: "strict" or "replace", see `read_documents`.
@@ -160,7 +160,7 @@ def made_world(settings: CorpusSettings, language: str) -> Iterator[str]:
         settings: `seed` chooses the stories, `n_bytes` ends them (the last story is whole).
         language: "english" or "chinese"; the same seed gives the same stories in both.
     """
-    from minillm.data.tinyworld.world import World, world_config
+    from minillm.data.tinyworld import World, world_config
 
     stories = World(world_config("demo")).stories(settings.seed)
     return until_bytes((getattr(story, language).text for story in stories), settings.n_bytes)
@@ -219,7 +219,8 @@ def tinystories(settings: CorpusSettings) -> Iterator[str]:
     def load() -> Iterable[dict]:
         from datasets import load_dataset
 
-        return load_dataset("roneneldan/TinyStories", split=settings.split, cache_dir=str(settings.cache_folder / "hub"))
+        cache = str(settings.cache_folder / "hub")
+        return load_dataset("roneneldan/TinyStories", split=settings.split, cache_dir=cache)
 
     return hub_rows(load, "tinystories", "about 1 GB")
 

@@ -3,8 +3,8 @@
 import hashlib
 import http.client
 import os
+import secrets
 import sys
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -45,26 +45,26 @@ def fetch(
 
     Raises:
         ConfigError: if the address is not https or has no file name.
-        DataError: if there is no connection, or the file is larger, shorter or other than expected; nothing is left behind.
+        DataError: if there is no connection, or the file is larger, shorter or other than expected; nothing is kept.
     """
     target = Path(folder) / _file_name(url, allow_http)
     if target.exists() and sha256_of(target) == sha256:
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "xb") as file:
             found = _download(url, file, max_bytes, allow_http, timeout_seconds, progress)
             file.flush()
             os.fsync(file.fileno())
         if found != sha256:
-            raise DataError(f"{url} has SHA-256 {found}, expected {sha256}: it changed or was damaged; nothing was kept")
+            raise DataError(f"{url} has SHA-256 {found}, expected {sha256}: changed or damaged; nothing was kept")
         os.replace(partial, target)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", None) or error
-        raise DataError(f"{url} cannot be downloaded ({reason}); check the network, or give a local file instead") from error
+        raise DataError(f"{url} cannot be downloaded ({reason}); check the network, or use a local file") from error
     finally:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
     return target
 
 

@@ -1,14 +1,15 @@
 """Token ids on disk: documents one after the other, each followed by the end-of-text id, in memory-mapped shards.
 
-A packed folder holds `shard-00000.bin`, `shard-00001.bin`, ... (little-endian uint16, or uint32 where the vocabulary has
-more than 65,536 ids) and `index.json` (counts, fingerprint of the tokenizer, SHA-256 of each shard).
+A packed folder holds `shard-00000.bin`, `shard-00001.bin`, ... (little-endian uint16, or uint32 where the vocabulary
+has more than 65,536 ids) and `index.json` (counts, fingerprint of the tokenizer, SHA-256 of each shard).
 """
 
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -23,7 +24,7 @@ from minillm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 
 FORMAT = "minillm-packed-1"
 INDEX_NAME = "index.json"
-SHARD_TOKENS = 1 << 26  # 128 MiB per shard of uint16
+SHARD_TOKENS = 1 << 25  # 64 MiB per shard of uint16
 
 
 class PackedTokens:
@@ -59,7 +60,7 @@ class PackedTokens:
             return int(self[place : place + 1][0])
         start, stop, step = where.indices(len(self))
         if step != 1:
-            raise DataError(f"packed tokens are read in steps of 1, not {step}; take the slice first: tokens[a:b][::{step}]")
+            raise DataError(f"packed tokens are read in steps of 1, not {step}; slice twice: tokens[a:b][::{step}]")
         pieces = [np.zeros(0, np.int64)]
         first = int(np.searchsorted(self._ends, start, side="right"))
         for shard, end in zip(self._shards[first:], self._ends[first:].tolist(), strict=True):
@@ -103,8 +104,7 @@ def pack(
         known = sorted(tokenizer.special_tokens)
         raise ConfigError(f"packing needs a tokenizer with the special token {END_OF_TEXT}; this one has {known}")
     _check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    partial = _new_folder_beside(folder)
     try:
         _write_packing(documents, tokenizer, partial, shard_tokens, progress)
         _move_into_place(partial, folder)
@@ -115,26 +115,28 @@ def pack(
 
 def _check_replaceable(folder: Path) -> None:
     if folder.exists() and not (folder / INDEX_NAME).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} exists and is not a packing (no {INDEX_NAME}); choose a new folder, nothing was changed")
+        raise DataError(f"{folder} exists and is not a packing (no {INDEX_NAME}); choose a new folder, it is unchanged")
+
+
+def _new_folder_beside(folder: Path) -> Path:
+    """A new empty folder on the same disk; those that a killed packing of the same folder left are removed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial = folder.parent / f".{folder.name}.partial-{secrets.token_hex(4)}"
+    partial.mkdir()
+    return partial
 
 
 def _move_into_place(partial: Path, folder: Path) -> None:
     """Rename; an older packing steps aside first and is deleted last."""
-    os.chmod(partial, 0o777 & ~_umask())
-    if not folder.exists():
+    if folder.exists():
+        aside = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
+        os.rename(folder, aside)
         os.rename(partial, folder)
-        return
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-    os.rename(folder, aside / "packing")
-    os.rename(partial, folder)
-    shutil.rmtree(aside)
-
-
-def _umask() -> int:
-    """mkdtemp makes private folders; a packing gets the usual rights. The mask can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        os.rename(partial, folder)
 
 
 class _Counted:
@@ -153,8 +155,8 @@ class _Counted:
                     n_bytes = len(document.encode("utf-8"))
                 except UnicodeEncodeError as error:
                     raise DataError(
-                        f"document {self.n_documents} has a lone surrogate at character {error.start}, which UTF-8 cannot "
-                        "hold; read the text with errors='replace'"
+                        f"document {self.n_documents} has a lone surrogate at character {error.start}, which UTF-8 "
+                        "cannot hold; read the text with errors='replace'"
                     ) from error
                 self.n_documents += 1
                 self.n_text_bytes += n_bytes
@@ -172,7 +174,7 @@ def _write_packing(
     while len(shard := _next_shard(ids, typecode, shard_tokens)):
         values = np.frombuffer(shard, dtype=typecode)
         if values.max() >= tokenizer.vocab_size:
-            raise DataError(f"the tokenizer gave the id {values.max()}, outside its vocabulary of {tokenizer.vocab_size}")
+            raise DataError(f"the tokenizer gave the id {values.max()}; its vocabulary has only {tokenizer.vocab_size}")
         shards.append(_write_shard(folder / f"shard-{len(shards):05d}.bin", values.astype(dtype)))
     if not shards:
         raise DataError("there is no document to pack; expected at least one")

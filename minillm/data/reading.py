@@ -2,7 +2,7 @@
 
 What happens to the bytes, in this order:
 - A UTF-8 byte order mark at the start of a file is removed. UTF-16 and UTF-32 files are recognised and refused.
-- Bytes that are not UTF-8 are an error with their offset (`errors="strict"`), or become U+FFFD and are counted ("replace").
+- Bytes that are not UTF-8 are an error with their offset (`errors="strict"`), or become U+FFFD, counted ("replace").
 - The line end CR LF becomes LF. A lone CR, NUL and every other character stay as they are.
 
 Everything streams: memory is bounded by the longest document, not by the file.
@@ -45,8 +45,8 @@ def read_documents(
 ) -> Iterator[str]:
     """Yield the documents of a file, of all texts in a folder, or of all files that match a glob pattern.
 
-    Paths are checked at the call, contents while iterating. Files come in sorted order. Documents of white space only are
-    left out.
+    Paths are checked at the call, contents while iterating. Files come in sorted order. Documents of white space only
+    are left out.
 
     Args:
         path: a file (`.jsonl` and `.jsonl.gz` hold one JSON object a line, everything else is plain text, `.gz` is
@@ -54,8 +54,8 @@ def read_documents(
         errors: what to do with bytes that are not UTF-8: "strict" raises, "replace" puts U+FFFD and counts.
         field: the key of the text in each JSON object.
         separator: a line of a plain text that holds only this ends a document; blank lines beside it go.
-            A text without such a line is one document, unchanged; beyond 64 Mi characters it is cut at the next blank line.
-        report: counts files, documents and replacements as they are read. Without it replacements give one warning a file.
+            A text without such a line is one document, unchanged; from 64 Mi characters on it is cut at a blank line.
+        report: counts files, documents and replacements as they are read. Without it a file with replacements warns.
 
     Returns:
         An iterator of str.
@@ -231,7 +231,7 @@ def _without_surrogates(text: str, where: str, errors: str, counts: ReadReport) 
 
 
 def _lines(file: Path, errors: str, counts: ReadReport) -> Iterator[str]:
-    """Decoded lines with their LF. A UTF-8 character never contains the byte 0x0A, so lines can be decoded one by one."""
+    """Decoded lines with their LF. No UTF-8 character contains the byte 0x0A, so lines can be decoded one by one."""
     try:
         with _open(file) as stream:
             offset = _skip_mark(stream, file)

@@ -1,4 +1,4 @@
-"""Setting text aside for validation: whole documents where there are several, the end of the text where there is one."""
+"""Setting text aside for validation: whole documents where there are several, the end of a text where there is one."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ def split_documents(
 
     Args:
         documents: at least two.
-        validation_fraction: share of the number of documents, between 0 and 1, both excluded; at least one document goes to
-            each side.
+        validation_fraction: share of the number of documents, between 0 and 1, both excluded; at least one
+            document goes to each side.
         seed: chooses the documents; the same seed, fraction and number of documents choose the same places.
 
     Returns:
@@ -43,7 +43,7 @@ def split_documents(
 
 
 def split_text(text: str, validation_fraction: float) -> tuple[str, str]:
-    """Cut one text in two: its beginning to train on, its end to validate on. The cut falls behind a line end if one follows.
+    """Cut one text in two: its beginning to train on, its end to validate on, cut behind a line end if possible.
 
     Args:
         text: at least two characters.

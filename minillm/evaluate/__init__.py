@@ -1,0 +1,1 @@
+"""How good is a model: likelihood per token and per byte, and classification scores."""

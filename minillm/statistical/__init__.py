@@ -1,0 +1,1 @@
+"""Language models that count, and compressors: what every neural model has to beat."""
