@@ -8,13 +8,14 @@ TEMPLATES = {
     "person": "{name}住在{place}。{pronoun}有{item:classified.0}{colour}{item:classified.1}和{count:number}{fruit:counted}。",
     "thing": "有{thing:classified.0}{colour}{thing:classified.1}放在{place}。",
     "move": "{actor:name}{verb}{place}。",
-    "swap": "{actor:name}{verb}{partner:name}，在{place}{verb.1}{given:item}换了{gained:item}。",
+    "swap": "{actor:name}{verb}{partner:name}，在{place}{verb.1}{given_colour:colour}{given:item}"
+    "换了{gained_colour:colour}{gained:item}。",
     "gift": "{actor:name}{verb}{partner:name}，在{place}{verb.1}{pronoun}{amount:number}{amount_fruit:counted}。"
     "现在{actor:name}有{left:number}{left_fruit:counted}，{partner:name}有{sum:number}{sum_fruit:counted}。",
     "carry": "{actor:name}{verb}{thing}从{origin:place}搬到了{place}。",
     "evening": "天黑了。",
-    "ask_person": "{subject}在{place}，带着{item}和{count:number}{fruit:counted}。",
-    "ask_item": "{subject}是{colour}，属于{owner:name}。",
+    "ask_person": "{subject}在{place}，带着{colour}{item}和{count:number}{fruit:counted}。",
+    "ask_item": "{subject}是{colour}，属于{owner:name}，{pronoun}在{place}，带着{count:number}{fruit:counted}。",
     "ask_thing": "{subject}是{colour}，放在{place}。",
 }
 

@@ -9,14 +9,16 @@ TEMPLATES = {
     " {item} and {count:number} {fruit:counted}.",
     "thing": " {colour:capital_a_colour.0} {colour:capital_a_colour.1} {thing} stands at the {place}.",
     "move": " {actor:name} {verb} to the {place}.",
-    "swap": " {actor:name} {verb} {partner:name} at the {place} and {verb.1} the {given:item} for the {gained:item}.",
+    "swap": " {actor:name} {verb} {partner:name} at the {place} and {verb.1} the {given_colour:colour}"
+    " {given:item} for the {gained_colour:colour} {gained:item}.",
     "gift": " {actor:name} {verb} {partner:name} at the {place} and {verb.1} {pronoun:object_pronoun} {amount:number}"
     " {amount_fruit:counted}. Now {actor:name} has {left:number} {left_fruit:counted} and {partner:name} has"
     " {sum:number} {sum_fruit:counted}.",
     "carry": " {actor:name} {verb} the {thing} from the {origin:place} to the {place}.",
     "evening": " Evening comes.",
-    "ask_person": " {subject} is at the {place} with the {item} and {count:number} {fruit:counted}.",
-    "ask_item": " {subject} {subject.1} is {colour} and belongs to {owner:name}.",
+    "ask_person": " {subject} is at the {place} with the {colour} {item} and {count:number} {fruit:counted}.",
+    "ask_item": " {subject} {subject.1} is {colour} and belongs to {owner:name}, who is at the {place} with"
+    " {count:number} {fruit:counted}.",
     "ask_thing": " {subject} {subject.1} is {colour} and stands at the {place}.",
 }
 

@@ -103,9 +103,13 @@ class State:
         """A word whose form agrees with another field of the sentence being told: a pronoun, a singular or plural."""
         return Field(value, None, "agreement", Source(self.n_sentences, field))
 
-    def key(self) -> tuple:
-        """All that the number of options of later choices depends on, the same for states that differ in names only."""
-        counts = sorted(self["count", person] for person in self.people)
+    def key(self, n_events_left: int) -> tuple:
+        """All that the number of options of later choices depends on, the same for states that differ in names only.
+
+        How much somebody has matters only as far as the events to come can use it up.
+        """
+        enough = 1 + LARGEST_GIFT * n_events_left
+        counts = sorted(min(self["count", person], enough) for person in self.people)
         return tuple(counts), len(self.people_to_ask), len(self.things_to_ask)
 
 
@@ -205,14 +209,18 @@ class Grammar:
         return fields | chosen({"place": place})
 
     def swap(self, state: State, choose: Chooser, fields: dict[str, Field]) -> dict[str, Field]:
-        """Ana visits Bo at the harbour and swaps the kite for the drum."""
+        """Ana visits Bo at the harbour and swaps the red kite for the blue drum."""
         actor = fields["actor"].value
         fields, partner = self.visit(state, choose, fields)
+        given, gained = state["item", actor], state["item", partner]
         fields |= {
+            "given_colour": state.recall("colour", given, "colour"),
             "given": state.recall("item", actor, "object"),
+            "gained_colour": state.recall("colour", gained, "colour"),
             "gained": state.recall("item", partner, "object"),
         }
-        given, gained = fields["given"].value, fields["gained"].value
+        state.state("colour", given, state["colour", given], "given_colour")
+        state.state("colour", gained, state["colour", gained], "gained_colour")
         state.state("item", partner, given, "given")
         state.state("item", actor, gained, "gained")
         state.state("owner", given, partner, "partner")
@@ -274,18 +282,20 @@ class Grammar:
         return Sentence("ask_person", fields | self.person_now(state, about))
 
     def person_now(self, state: State, person: str) -> dict[str, Field]:
-        """Ana is at the harbour with the drum and one plum."""
+        """Ana is at the harbour with the blue drum and one plum."""
         count = state.recall("count", person, "count")
         return {
             "place": state.recall("place", person, "place"),
+            "colour": state.recall("colour", state["item", person], "colour"),
             "item": state.recall("item", person, "object"),
             "count": count,
             "fruit": state.agree((state.fruit, count.value), "count"),
         }
 
     def item_now(self, state: State, item: str) -> dict[str, Field]:
-        """The kite is red and belongs to Bo."""
-        return {"colour": state.recall("colour", item, "colour"), "owner": state.recall("owner", item, "name")}
+        """The kite is red and belongs to Bo, who is at the harbour with four plums."""
+        owner = state.recall("owner", item, "name")
+        return self.person_now(state, owner.value) | {"owner": owner, "pronoun": state.agree(owner.value, "owner")}
 
     def thing_now(self, state: State, thing: str) -> dict[str, Field]:
         """The box is green and stands at the mill."""

@@ -68,16 +68,18 @@ def sampled_bits_per_byte(world: World, language: str, n_stories: int = 1000, se
     return Estimate(value, (bits - value * n_bytes).std(ddof=1) / n_bytes.mean() / math.sqrt(n_stories))
 
 
-def recall_share(world: World, language: str, n_stories: int = 1000, seed: int = 0) -> Estimate:
+def recall_share(world: World, language: str, n_stories: int = 1000, seed: int = 0, varying: bool = False) -> Estimate:
     """The share of words (Chinese: characters) that are recalled: they follow from what was told before.
 
-    Pronouns and plurals, which agree with a word nearby, do not count.
+    Pronouns and plurals, which agree with a word nearby, do not count as recalled.
 
     Args:
         world: the source.
         language: "english" or "chinese".
         n_stories: stories to average over, at least 2.
         seed: of these stories.
+        varying: count only the words that vary from story to story (chosen, recalled, agreeing) in the whole,
+            not the fixed words of the sentences such as "lives at the".
 
     Returns:
         Recalled words over all words, with the standard error of a ratio of means.
@@ -85,11 +87,12 @@ def recall_share(world: World, language: str, n_stories: int = 1000, seed: int =
     Raises:
         DataError: if the language is unknown or there are fewer than two stories.
     """
+    size = (lambda text: len(text.split())) if language == "english" else len
     recalled, total = [], []
     for _, rendering in sample(world, language, n_stories, seed):
-        words = [recall.word for recall in rendering.recalls if recall.kind != "agreement"]
-        recalled.append(len(words) if language == "english" else sum(map(len, words)))
-        total.append(len(rendering.text.split()) if language == "english" else len(rendering.text))
+        recalled.append(sum(size(recall.word) for recall in rendering.recalls if recall.kind != "agreement"))
+        pieces = [piece.text for piece in rendering.pieces if piece.kind != "fixed"] if varying else [rendering.text]
+        total.append(sum(map(size, pieces)))
     share = sum(recalled) / sum(total)
     errors = np.array(recalled) - share * np.array(total)
     return Estimate(share, errors.std(ddof=1) / np.mean(total) / math.sqrt(n_stories))

@@ -188,12 +188,14 @@ class World:
         """
         entropy = 0.0
         reached: dict[tuple, tuple[float, State]] = {(): (1.0, State())}
+        n_events_left = self.config.n_events
         for step in self.grammar.steps:
+            n_events_left -= step == self.grammar.event
             following: dict[tuple, tuple[float, State]] = {}
             for probability, state in reached.values():
                 for after, share, surprisal in every_run(lambda choose: self.after(step, state, choose), SYMMETRIC_CHOICES):
                     entropy += probability * share * surprisal
-                    key = after.key()
+                    key = after.key(n_events_left)
                     so_far = following[key][0] if key in following else 0.0
                     following[key] = so_far + probability * share, after
             reached = following
