@@ -3,6 +3,7 @@
 from minillm.tokenizers.bpe import BPETokenizer
 from minillm.tokenizers.bytes import ByteTokenizer
 from minillm.tokenizers.chars import CharTokenizer
+from minillm.tokenizers.exchange import read_gpt2, read_hugging_face, write_hugging_face
 from minillm.tokenizers.loading import load_tokenizer
 from minillm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 from minillm.tokenizers.words import WordTokenizer
@@ -15,4 +16,7 @@ __all__ = [
     "Tokenizer",
     "WordTokenizer",
     "load_tokenizer",
+    "read_gpt2",
+    "read_hugging_face",
+    "write_hugging_face",
 ]

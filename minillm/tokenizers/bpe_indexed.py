@@ -107,8 +107,8 @@ class PairsByCount:
 def train_merges(piece_counts: Mapping[bytes, int], n_merges: int) -> list[Pair]:
     """Learn merges as `bpe_naive.train_merges` does: same arguments, same result, ties included.
 
-    Pairs wait in one list per count. A pair's count only falls after the merge that created it, so a list of count n
-    is complete once all higher ones are empty; a pair that has fallen moves to the list of its true count when it is met.
+    Pairs wait in one list per count. A pair's count only falls after the merge that created it, so a list is
+    complete once all lists of higher counts are empty; a pair that has fallen moves to its true list when it is met.
 
     Args:
         piece_counts: piece of text (UTF-8) -> how often it occurs.

@@ -101,7 +101,7 @@ class CharTokenizer(TableTokenizer):
                 if token_id is None:
                     raise TokenizerError(
                         f"character {character!r} (U+{ord(character):04X}) at position {offset + position} is not "
-                        f"among the {len(self._id_of)} known ones; train on text that has it, or with unknown={UNKNOWN!r}"
+                        f"among the {len(self._id_of)} known ones: train on it, or with unknown={UNKNOWN!r}"
                     )
                 yield token_id
             offset += len(text)

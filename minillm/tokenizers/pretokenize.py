@@ -6,13 +6,14 @@ Three cuts, one inside the other:
 2. each ordinary stretch is cut into *chunks* at whitespace, by a cheap expression (`cut_stream`);
 3. each chunk is split into *pieces* by the pattern of GPT-2 or GPT-4 (`split`).
 
-Step 2 is only there for speed: a chunk border is always a piece border, so splitting the chunks gives exactly the pieces
-of the whole text, and the few distinct chunks of a corpus are split only once. It also is what makes streaming possible.
+Step 2 is only there for speed: a chunk border is always a piece border, so splitting the chunks gives exactly the
+pieces of the whole text, and each distinct chunk of a corpus is split only once. It also makes streaming possible.
 """
 
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import regex
 
@@ -206,3 +207,48 @@ def _parts(text: str, expression: re.Pattern[str], limit: int) -> Generator[tupl
     if end < limit:
         yield text[end:limit], False
     return max(end, limit)
+
+
+def stretches(texts: Iterable[str], special_tokens: Iterable[str]) -> Iterator[str | Iterator[str]]:
+    """The same as `split_specials`, with the ordinary text between two special tokens in one place.
+
+    Yields:
+        A str for each special token, and for each stretch of ordinary text an iterator of its parts, which has to be
+        used up before the next stretch is asked for.
+    """
+    parts = split_specials(texts, special_tokens)
+    ended_by: list[str] = []
+
+    def rest_of_stretch() -> Iterator[str]:
+        for text, is_special in parts:
+            if is_special:
+                ended_by.append(text)
+                return
+            yield text
+
+    for text, is_special in parts:
+        if is_special:
+            yield text
+            continue
+        yield chain([text], rest_of_stretch())
+        yield from ended_by
+        ended_by.clear()
+
+
+def ordinary_chunks(
+    texts: Iterable[str], special_tokens: Iterable[str], cut: Callable[[str], list[str]] | None
+) -> Iterator[list[str]]:
+    """What a tokenizer learns from: the chunks of a text that arrives in parts, special tokens left out.
+
+    Args:
+        texts: parts of one text.
+        special_tokens: strings that no chunk may hold or reach across.
+        cut: as for `cut_stream`.
+
+    Example:
+        >>> list(ordinary_chunks(["a b<|end|>c"], ["<|end|>"], re.compile(" ?[a-z]+").findall))
+        [['a', ' b'], ['c']]
+    """
+    for stretch in stretches(texts, special_tokens):
+        if not isinstance(stretch, str):
+            yield from filter(None, cut_stream(stretch, cut))

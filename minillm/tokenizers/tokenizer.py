@@ -158,7 +158,7 @@ class TableTokenizer:
         return _fingerprint({"kind": self.kind, **self.settings()})
 
     def save(self, path: str | Path) -> None:
-        """Write one JSON file: format, version, kind, fingerprint, settings. A crash leaves the old file or the new one."""
+        """Write one JSON file: format, version, kind, fingerprint, settings. A crash leaves the old or the new file."""
         content = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint(), "kind": self.kind}
         write_atomically(path, json.dumps({**content, **self.settings()}, ensure_ascii=False, indent=0))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from minillm.errors import DataError, TokenizerError
-from minillm.tokenizers.pretokenize import cut_stream, split_specials
+from minillm.tokenizers.pretokenize import cut_stream, ordinary_chunks
 from minillm.tokenizers.reading import training_texts
 from minillm.tokenizers.tokenizer import END_OF_TEXT, TableTokenizer, check_parts, check_text, number_specials
 
@@ -77,7 +77,7 @@ class WordTokenizer(TableTokenizer):
         special_tokens = list(number_specials(special_tokens, 0))
         n_fixed = 2 + len(special_tokens)
         if vocab_size is not None and vocab_size <= n_fixed:
-            raise TokenizerError(f"vocab_size is {vocab_size}, more than {n_fixed} are needed: two <unk>, specials, a word")
+            raise TokenizerError(f"vocab_size is {vocab_size}, expected over {n_fixed}: two <unk>, specials, a word")
         if min_count < 1:
             raise TokenizerError(f"min_count is {min_count}, expected at least 1")
         counts = count_words(source, special_tokens)
@@ -135,6 +135,6 @@ def count_words(source: str | Path | Iterable[str], special_tokens: Iterable[str
     """How often each word of a corpus occurs; special tokens are taken out first."""
     counts: Counter[str] = Counter()
     for parts in training_texts(source):
-        for text, is_special in split_specials(parts, special_tokens):
-            counts.update([] if is_special else split_words(text))
+        for words in ordinary_chunks(parts, special_tokens, split_words):
+            counts.update(words)
     return counts
