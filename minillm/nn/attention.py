@@ -17,6 +17,7 @@ from minillm.nn.norm import RMSNorm
 from minillm.nn.position import rotate
 from minillm.shapes import check_shape
 
+SHORT = 512  # positions up to which `product_attention` is the faster one in bf16, measured on two AVX-512 cores
 
 def causal_mask(n_queries: int, n_keys: int, device: torch.device | None = None) -> Tensor:
     """Which keys each query may see when the queries are the last `n_queries` of `n_keys` positions.
@@ -124,6 +125,31 @@ def check_attention_shapes(query: Tensor, key: Tensor, value: Tensor, mask: Tens
         raise ShapeError(f"{sizes['H']} query heads cannot share {sizes['G']} key/value heads evenly")
     if mask is not None and mask.dtype != torch.bool:
         raise ShapeError(f"the mask has dtype {mask.dtype}, expected bool with True where attention is allowed")
+
+
+def product_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`attention` as two batched matrix products around the library's softmax; keeps all B H T S weights for training.
+
+    On a CPU the fused kernel's backward pass is slow in 16 bits: for up to `SHORT` positions these products take about
+    0.6 of its time. In 32 bits the two are equal there, and for longer sequences the fused kernel wins.
+
+    Args:
+        query: (B, H, T, D).
+        key: (B, H, S, D).
+        value: (B, H, S, D).
+        mask: (T, S) bool, True where attention is allowed; each query must be allowed some key. None allows all.
+
+    Returns:
+        (B, H, T, D).
+    """
+    shape, scale = query.shape, 1.0 / math.sqrt(query.shape[-1])
+    query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)  # (N, T, D), twice (N, S, D)
+    hidden_scores = torch.zeros(shape[2], key.shape[1], dtype=query.dtype, device=query.device)  # (T, S)
+    if mask is not None:
+        hidden_scores = hidden_scores.masked_fill(~mask, -math.inf)  # (T, S)
+    with torch.autocast(query.device.type, enabled=False):
+        scores = torch.baddbmm(hidden_scores, query, key.transpose(1, 2), alpha=scale)  # (N, T, S)
+        return (scores.softmax(dim=-1) @ value).view(shape)
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
@@ -242,4 +268,11 @@ class SelfAttention(nn.Module):
             mask = causal_mask(query.shape[2], key.shape[2], query.device) if causal else mask
             return attention(query, key, value, mask)
         shares = self.n_heads != self.n_kv_heads
+        if causal and not shares and products_are_faster(query):
+            return product_attention(query, key, value, causal_mask(query.shape[2], key.shape[2]))
         return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, enable_gqa=shares)
+
+
+def products_are_faster(query: Tensor) -> bool:
+    """Whether `product_attention` beats the fused kernel for queries (B, H, T, D) that see at most T keys."""
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] <= SHORT

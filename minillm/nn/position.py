@@ -54,5 +54,6 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         >>> rotate(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0]]), torch.tensor([[1.0]])).tolist()
         [[0.0, 1.0]]
     """
+    cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)  # (..., T, D)
