@@ -57,6 +57,7 @@ def muon_and_adamw(
     adjust_lr_fn: str = "original",
     ns_dtype: str = "fp32",
     ns_steps: int = 5,
+    neuron_beta: float = 0.0,
     fused: bool = False,
     splits: dict[str, int | tuple[int, ...]] | None = None,
     chosen: Callable[[str, Tensor, nn.Module], bool] = is_hidden_matrix,
@@ -74,6 +75,7 @@ def muon_and_adamw(
         adjust_lr_fn: rule of `muon_scale`.
         ns_dtype: "fp32" or "bf16", number format of the Newton-Schulz products.
         ns_steps: number of Newton-Schulz steps.
+        neuron_beta: 0, or the beta of `equalize_neurons`.
         fused: let torch's kernel make AdamW's update.
         splits: end of a parameter's name -> Muon's `split` option, for example {"qkv.weight": 3}.
         chosen: (name, parameter, module that holds it) -> whether Muon takes it.
@@ -85,7 +87,8 @@ def muon_and_adamw(
         ConfigError: if a setting is out of range.
     """
     muon = {"use_muon": True, "lr": muon_lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": True,
-            "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn, "ns_dtype": ns_dtype}  # fmt: skip
+            "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn, "ns_dtype": ns_dtype,
+            "neuron_beta": neuron_beta}  # fmt: skip
     adamw = {"use_muon": False, "lr": adamw_lr, "betas": betas, "eps": eps, "fused": fused}
     by_split: dict[int | tuple[int, ...], list[tuple[str, Tensor]]] = {}
     rest: list[tuple[str, Tensor]] = []

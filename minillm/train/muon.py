@@ -17,6 +17,7 @@ from minillm.errors import ConfigError
 # not at 1: five times over, singular values of 0.003 and more end within about 0.68 .. 1.2.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 NS_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+KIND_OPTIONS = ("ns_steps", "ns_dtype", "neuron_beta")
 SCALES = ("original", "match_rms_adamw")
 
 
@@ -91,6 +92,37 @@ def muon_scale(n_rows: int, n_columns: int, adjust_lr_fn: str = "original") -> f
     raise ConfigError(f"adjust_lr_fn {adjust_lr_fn!r} is unknown; known are {', '.join(SCALES)}")
 
 
+def equalize_neurons(update: Tensor, mean_square: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Give every neuron (row) of an orthogonalized update about the same length, judged over the last steps.
+
+    The rows of U V^T differ in length when a matrix is taller than wide, and Newton-Schulz steps add differences of
+    their own: some neurons learn faster than others for no reason.
+    s = beta * s + (1 - beta) * mean of update^2 over the columns;  update / sqrt(s), scaled back to the norm it had.
+
+    Args:
+        update: (..., R, C), orthogonalized.
+        mean_square: (..., R, 1), the running mean s; 0 before the first step.
+        beta: how much of the running mean is kept, in [0, 1).
+
+    Returns:
+        the new update, whose Frobenius norm is that of the old one, and the new running mean; the arguments are not
+        changed. A row of zeros stays one.
+
+    Source:
+        Li et al. 2025, "NorMuon", arXiv:2510.05491, algorithm 1; scaled back to the norm of the update, not to a fixed one.
+
+    Example:
+        >>> new, _ = equalize_neurons(torch.tensor([[4.0, 0.0], [0.0, 3.0]]), torch.zeros(2, 1), 0.95)
+        >>> [[round(value, 4) for value in row] for row in new.tolist()]  # both rows 5 / sqrt(2) long
+        [[3.5355, 0.0], [0.0, 3.5355]]
+    """
+    mean_square = beta * mean_square + (1 - beta) * update.square().mean(dim=-1, keepdim=True)  # (..., R, 1)
+    equal = update * mean_square.clamp(min=1e-20).rsqrt()          # (..., R, C)
+    norm = torch.linalg.vector_norm(update, dim=(-2, -1), keepdim=True)  # (..., 1, 1)
+    equal_norm = torch.linalg.vector_norm(equal, dim=(-2, -1), keepdim=True)  # (..., 1, 1)
+    return equal * (norm / equal_norm.clamp(min=1e-20)), mean_square
+
+
 def muon_step(
     parameter: Tensor,
     gradient: Tensor,
@@ -133,24 +165,29 @@ def muon_step(
 
 def muon_group_step(groups: list[dict], state: dict) -> None:
     """`muon_step` in place for the matrices of all groups: parts of one shape are made orthogonal in one batch."""
-    same_kind: dict[tuple, list[tuple[Tensor, Tensor, float]]] = {}
+    same_kind: dict[tuple, list[tuple[Tensor, Tensor, Tensor | None, float]]] = {}
     for group in groups:
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
             if group["weight_decay"]:
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            update = momentum_update(parameter, group, state)
             row_counts = part_sizes(parameter.shape[0], group["split"])
-            parts = zip(parameter.split(row_counts), update.split(row_counts), strict=True)
-            for target, part in parts:
+            update = momentum_update(parameter, group, state).split(row_counts)
+            mean_square = neuron_mean_square(parameter, group, state, row_counts)
+            for target, part, square in zip(parameter.split(row_counts), update, mean_square, strict=True):
                 length = group["lr"] * muon_scale(*part.shape, group["adjust_lr_fn"])
-                kind = (part.shape, part.dtype, part.device, group["ns_steps"], group["ns_dtype"])
-                same_kind.setdefault(kind, []).append((target, part, length))
-    for (*_, ns_steps, ns_dtype), members in same_kind.items():
-        updates = torch.stack([part for _, part, _ in members])  # (N, R, C)
+                kind = (part.shape, part.dtype, part.device, *(group[key] for key in KIND_OPTIONS))
+                same_kind.setdefault(kind, []).append((target, part, square, length))
+    for (*_, ns_steps, ns_dtype, neuron_beta), members in same_kind.items():
+        updates = torch.stack([part for _, part, _, _ in members])  # (N, R, C)
         updates = orthogonalize(updates, ns_steps, None if ns_dtype == "fp32" else NS_DTYPES[ns_dtype])  # (N, R, C)
-        for (target, _, length), update in zip(members, updates.unbind(), strict=True):
+        if neuron_beta:
+            before = torch.stack([square for _, _, square, _ in members])  # (N, R, 1)
+            updates, after = equalize_neurons(updates, before, neuron_beta)
+            for (_, _, square, _), new in zip(members, after.unbind(), strict=True):
+                square.copy_(new)
+        for (target, _, _, length), update in zip(members, updates.unbind(), strict=True):
             target.add_(update, alpha=-length)
 
 
@@ -161,6 +198,17 @@ def momentum_update(parameter: Tensor, group: dict, state: dict) -> Tensor:
         buffer = state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     buffer.lerp_(parameter.grad, 1 - group["momentum"])
     return parameter.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+
+
+def neuron_mean_square(
+    parameter: Tensor, group: dict, state: dict, row_counts: list[int]
+) -> tuple[Tensor | None, ...]:
+    """The running means of `equalize_neurons` for the parts of a matrix, as views of one (R, 1) tensor; None without."""
+    if not group["neuron_beta"]:
+        return (None,) * len(row_counts)
+    if "neuron_mean_square" not in state[parameter]:
+        state[parameter]["neuron_mean_square"] = torch.zeros_like(parameter[:, :1])
+    return state[parameter]["neuron_mean_square"].split(row_counts)
 
 
 def part_sizes(n_rows: int, split: int | tuple[int, ...]) -> list[int]:
@@ -194,6 +242,8 @@ def check_muon_group(group: dict) -> None:
         raise ConfigError(f"ns_dtype {group['ns_dtype']!r} is unknown; known are {', '.join(NS_DTYPES)}")
     if not 0 <= group["momentum"] < 1:
         raise ConfigError(f"momentum is {group['momentum']}, expected 0 <= momentum < 1")
+    if not 0 <= group["neuron_beta"] < 1:
+        raise ConfigError(f"neuron_beta is {group['neuron_beta']}, expected 0 <= neuron_beta < 1 (0: plain Muon)")
     for parameter in group["params"]:
         if parameter.dim() != 2:
             raise ConfigError(f"Muon takes matrices only, got shape {tuple(parameter.shape)}; give it to AdamW")

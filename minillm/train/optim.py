@@ -212,6 +212,8 @@ class Muon(Optimizer):
         split: 1, or the number of equal parts of rows that are made orthogonal apart (3 for a fused query/key/value
             weight), or a tuple of the parts' row counts (unequal parts: grouped heads).
         ns_dtype: "fp32" or "bf16": number format of the Newton-Schulz products.
+        neuron_beta: 0, or how much of the running mean is kept that gives every neuron's update the same length (see
+            `minillm.train.muon.equalize_neurons`); 0.95 in the paper.
 
     Raises:
         ConfigError: if a setting is out of range or a parameter is not a matrix.
@@ -228,6 +230,7 @@ class Muon(Optimizer):
         adjust_lr_fn: str = "original",
         split: int | tuple[int, ...] = 1,
         ns_dtype: str = "fp32",
+        neuron_beta: float = 0.0,
     ):
         defaults = {
             "lr": lr,
@@ -238,6 +241,7 @@ class Muon(Optimizer):
             "adjust_lr_fn": adjust_lr_fn,
             "split": split,
             "ns_dtype": ns_dtype,
+            "neuron_beta": neuron_beta,
         }
         super().__init__(params, defaults)
         for group in self.param_groups:
