@@ -64,7 +64,8 @@ def fetch(
         reason = getattr(error, "reason", None) or error
         raise DataError(f"{url} cannot be downloaded ({reason}); check the network, or use a local file") from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.exists():
+            partial.unlink()
     return target
 
 
