@@ -109,7 +109,7 @@ def equalize_neurons(update: Tensor, mean_square: Tensor, beta: float) -> tuple[
         changed. A row of zeros stays one.
 
     Source:
-        Li et al. 2025, "NorMuon", arXiv:2510.05491, algorithm 1; scaled back to the norm of the update, not to a fixed one.
+        Li et al. 2025, "NorMuon", arXiv:2510.05491, algorithm 1; scaled back to the update's own norm, not a fixed one.
 
     Example:
         >>> new, _ = equalize_neurons(torch.tensor([[4.0, 0.0], [0.0, 3.0]]), torch.zeros(2, 1), 0.95)
@@ -200,10 +200,8 @@ def momentum_update(parameter: Tensor, group: dict, state: dict) -> Tensor:
     return parameter.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
 
 
-def neuron_mean_square(
-    parameter: Tensor, group: dict, state: dict, row_counts: list[int]
-) -> tuple[Tensor | None, ...]:
-    """The running means of `equalize_neurons` for the parts of a matrix, as views of one (R, 1) tensor; None without."""
+def neuron_mean_square(parameter: Tensor, group: dict, state: dict, row_counts: list[int]) -> tuple[Tensor | None, ...]:
+    """The running means of `equalize_neurons` for a matrix's parts, as views of one (R, 1) tensor; None without."""
     if not group["neuron_beta"]:
         return (None,) * len(row_counts)
     if "neuron_mean_square" not in state[parameter]:

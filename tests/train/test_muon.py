@@ -6,7 +6,7 @@ from torch import nn
 
 from minillm.errors import ConfigError
 from minillm.train.grouping import decay_groups, muon_and_adamw
-from minillm.train.muon import muon_scale, muon_step, orthogonalize
+from minillm.train.muon import equalize_neurons, muon_scale, muon_step, orthogonalize
 from minillm.train.optim import AdamW, Muon
 
 
@@ -151,3 +151,30 @@ def test_decay_groups_leave_out_frozen_and_count_tied_ones_once():
     assert [name for name, _ in vectors["params"]] == ["qkv.bias", "norm.weight", "norm.bias"]
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
     assert len(decay_groups(nn.Linear(2, 2, bias=False), 0.1)) == 1
+
+
+def test_equal_neurons_by_hand_over_two_steps():
+    first, second = random_matrices(2, 6, 4, seed=1), random_matrices(2, 6, 4, seed=2)
+    _, mean_square = equalize_neurons(first, torch.zeros(2, 6, 1, dtype=torch.float64), 0.9)
+    actual, mean_square = equalize_neurons(second, mean_square, 0.9)
+    expected_square = 0.09 * first.pow(2).mean(-1) + 0.1 * second.pow(2).mean(-1)
+    torch.testing.assert_close(mean_square[..., 0], expected_square, rtol=1e-12, atol=0)
+    expected = second / expected_square.sqrt()[..., None]
+    expected *= (second.pow(2).sum((1, 2)) / expected.pow(2).sum((1, 2))).sqrt()[:, None, None]
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+
+
+def test_first_update_has_rows_of_one_length_in_every_part():
+    weight = nn.Parameter(torch.zeros(24, 8, dtype=torch.float64))
+    weight.grad = random_matrices(24, 8) * torch.logspace(-2, 2, 24)[:, None]
+    Muon([weight], lr=1.0, split=(16, 8), neuron_beta=0.95, adjust_lr_fn="original").step()
+    for part in weight.detach().split((16, 8)):
+        lengths = part.norm(dim=1)
+        torch.testing.assert_close(lengths, lengths[:1].expand_as(lengths), rtol=1e-9, atol=0)
+
+
+def test_equal_neurons_leave_zeros_and_refuse_a_bad_beta():
+    zeros = torch.zeros(3, 4)
+    assert torch.equal(equalize_neurons(zeros, torch.zeros(3, 1), 0.95)[0], zeros)
+    with pytest.raises(ConfigError, match="neuron_beta"):
+        Muon([nn.Parameter(torch.zeros(2, 2))], neuron_beta=1.0)
