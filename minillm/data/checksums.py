@@ -27,7 +27,7 @@ def with_true_checksums(table: str, folder: Path) -> str:
     def row(match: re.Match) -> str:
         path = folder / match["name"]
         if not path.is_file():
-            raise DataError(f"the table names {match['name']}, which is not in {folder}; write the file or delete the row")
+            raise DataError(f"the table names {match['name']}, which is not in {folder}; write it or delete the row")
         return f"| `{match['name']}` | {match['what']} | {path.stat().st_size:,} | `{sha256_of(path)}` |"
 
     return ROW.sub(row, table)

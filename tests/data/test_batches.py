@@ -96,9 +96,11 @@ def test_the_seed_decides(kind):
 
 
 def test_random_starts_are_equally_likely_the_first_and_the_last_included():
-    batches = RandomWindows(np.arange(25), 100, 5, seed=0) counts = Counter(rows(batches, range(200))[:, 0].tolist())
-    assert set(counts) == set(range(20))                                               # 25 - 5 starts; 19 + 5 is
-    token 24 assert chisquare([counts[start] for start in range(20)]).pvalue > 0.001 for row in (0, 57, 99):
+    batches = RandomWindows(np.arange(25), 100, 5, seed=0)
+    counts = Counter(rows(batches, range(200))[:, 0].tolist())
+    assert set(counts) == set(range(20))                       # 25 - 5 starts; the target of 19 + 4 is the last token
+    assert chisquare([counts[start] for start in range(20)]).pvalue > 0.001
+    for row in (0, 57, 99):
         by_row = Counter(int(batches.batch(step)[0][row, 0]) for step in range(2000))
         assert chisquare([by_row[start] for start in range(20)]).pvalue > 0.001
 

@@ -44,7 +44,7 @@ def server():
         thread.join()
 
 
-def get(server, path, folder, sha256=SHA256, max_bytes=len(CONTENT), **options):
+def get(server, path, folder, sha256=SHA256, max_bytes=256_000, **options):
     url = f"http://127.0.0.1:{server.server_address[1]}/{path}"
     return fetch(url, sha256, max_bytes, folder, allow_http=True, timeout_seconds=5, progress=False, **options)
 

@@ -136,8 +136,9 @@ def test_many_nuls_are_still_text(tmp_path):
     assert read(write(tmp_path / "a.txt", text)) == [text]
 
 
-@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n \r\n", b"***\n\n***\n"], ids=["0", "mark", "blank",
-"stars"]) @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"]) def test_empty_file(tmp_path, content, name):
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n \r\n", b"***\n\n***\n"])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_empty_file(tmp_path, content, name):
     path = write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
     with pytest.raises(DataError, match=r"holds no text .* expected at least one document"):
         read(path)
