@@ -387,8 +387,10 @@ def sha256_of(path: Path) -> str:
 def read_sums(path: Path) -> dict[str, str]:
     """File name -> checksum; names with a folder in them are refused."""
     try:
-        rows = [line.split("  ", 1) for line in path.read_text(encoding="ascii").splitlines()]
-        sums = {name: value for value, name in rows}
+        *lines, rest = path.read_text(encoding="ascii").split("\n")
+        sums = {name: value for value, name in (line.split("  ", 1) for line in lines)}
+        if rest:
+            raise ValueError("its last line is cut off")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is missing or damaged ({error}); this is not a whole checkpoint") from error
     for name in sums:

@@ -101,11 +101,17 @@ def check_optimizer_state(optimizer: Optimizer, names: list[list[str]], saved: d
             raise CheckpointError(f"parameters {group_names[:5]} share a group here, but were saved in several groups")
         for parameter, name in zip(group["params"], group_names, strict=True):
             for key, value in saved["state"].get(name, {}).items():
-                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                if isinstance(value, Tensor) and value.dim() and not fits(value, parameter):
                     raise CheckpointError(
                         f"optimizer state {key} of {name}: expected shape {tuple(parameter.shape)}, "
                         f"found {tuple(value.shape)}"
                     )
+
+
+def fits(value: Tensor, parameter: Tensor) -> bool:
+    """Whether state has a number for each number, row (R, 1) or column (1, C) of its parameter."""
+    pairs = zip(value.shape, parameter.shape, strict=False)
+    return value.dim() == parameter.dim() and all(size in (1, full) for size, full in pairs)
 
 
 def split_tensors(saved: dict) -> tuple[dict[str, Tensor], dict]:

@@ -13,7 +13,7 @@ from minillm.runtime import DTYPES
 class LossScaler:
     """Multiplies the loss by the largest factor without overflow, so that small fp16 gradients are not 0.
 
-    After `growth_interval` steps without overflow the factor grows; at an overflow the step is skipped, the factor shrinks.
+    After `growth_interval` steps without overflow the factor grows; at an overflow the step is skipped and it shrinks.
 
     Args:
         init_scale: first factor, above 0.

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -83,7 +84,9 @@ def load_state(path_or_file: PathOrFile, module: nn.Module, optimizer: Optimizer
 def read_content(path_or_file: PathOrFile) -> dict:
     """The dictionary of `save_state`, with every way of being damaged turned into one error."""
     try:
-        content = torch.load(path_or_file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a foreign pickle gets our error, not torch's advice
+            content = torch.load(path_or_file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         text = str(error).partition("\n")[0]
         raise CheckpointError(f"{path_or_file} refused: it holds more than tensors and plain data ({text})") from error
