@@ -47,6 +47,7 @@ class GPTConfig:
         tie_embeddings: whether the head uses the token embedding's weights.
         logit_cap: bound of the logits by tanh; 0 means none.
         dropout: chance of dropping a number of the embedding and of each layer's output while training.
+        embedding_std: standard deviation of the token vectors at the start.
         zero_outputs: start the maps that write into the residual stream, and an untied head, at zero.
         kernels: "torch" for the library's fused kernels, "naive" for our readable functions.
 
@@ -71,6 +72,7 @@ class GPTConfig:
     tie_embeddings: bool = True
     logit_cap: float = 0.0
     dropout: float = 0.0
+    embedding_std: float = 0.02
     zero_outputs: bool = False
     kernels: str = "torch"
 
@@ -89,6 +91,8 @@ class GPTConfig:
             raise ConfigError(f"dropout is {self.dropout}, expected 0 <= dropout < 1")
         if not 0.0 <= self.logit_cap < math.inf:
             raise ConfigError(f"logit_cap is {self.logit_cap}, expected a positive number, or 0 for none")
+        if not 0.0 <= self.embedding_std < math.inf:
+            raise ConfigError(f"embedding_std is {self.embedding_std}, expected a number of at least 0")
         if not 0.0 < self.rotary_base < math.inf:
             raise ConfigError(f"rotary_base is {self.rotary_base}, expected a positive number")
 
@@ -237,7 +241,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, generator: torch.Generator | None = None):
         super().__init__()
         self.config = config
-        self.token_embedding = Embedding(config.vocab_size, config.d_model, generator=generator)
+        self.token_embedding = Embedding(config.vocab_size, config.d_model, config.embedding_std, generator)
         learned = config.position == "learned"
         self.position_embedding = (
             Embedding(config.max_seq_len, config.d_model, generator=generator) if learned else None
