@@ -203,9 +203,9 @@ def _read(tokens: PackedTokens | np.ndarray, group: list[tuple[int, int, int]], 
 
 
 def _window_losses(model: Callable[[Tensor], Tensor], ids: Tensor, device: torch.device | str) -> np.ndarray:
-    ids = ids.to(device)                                                     # (B, T+1)
-    logits = model(ids[:, :-1]).float()                                      # (B, T, V)
-    losses = token_cross_entropy(logits, ids[:, 1:], reduction="none")       # (B, T)
+    ids = ids.to(device)                                                 # (B, T+1)
+    logits = model(ids[:, :-1])                                          # (B, T, V)
+    losses = token_cross_entropy(logits, ids[:, 1:], reduction="none")   # (B, T)
     return losses.double().cpu().numpy()
 
 

@@ -29,6 +29,7 @@ def test_noise_costs_eight_bits_and_known_noise_next_to_none(measure):
 def test_zlib_knows_the_last_32_kib():
     filler = random.Random(1).randbytes(1 << 15)
     assert zlib_bits_per_byte(OTHER, training=OTHER + filler) > 8
+    assert zlib_bits_per_byte(OTHER, training=filler + OTHER) < 0.3
     assert zlib_bits_per_byte(OTHER, training=OTHER + filler[: (1 << 15) - 2500]) < 0.3
     compressor = zlib.compressobj(9, zdict=TEXT[-(1 << 15) :])
     size = len(compressor.compress(OTHER) + compressor.flush())
