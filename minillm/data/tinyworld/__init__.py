@@ -2,7 +2,13 @@
 
 from minillm.data.tinyworld.config import WorldConfig, world_config
 from minillm.data.tinyworld.grammar import Derivation, Fact, Sentence
-from minillm.data.tinyworld.measure import Estimate, bits_per_byte, recall_distances, recall_share, sampled_bits_per_byte
+from minillm.data.tinyworld.measure import (
+    Estimate,
+    bits_per_byte,
+    recall_distances,
+    recall_share,
+    sampled_bits_per_byte,
+)
 from minillm.data.tinyworld.rendering import Piece, Recall, Rendering
 from minillm.data.tinyworld.world import Story, World
 

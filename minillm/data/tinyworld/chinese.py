@@ -5,7 +5,8 @@ from minillm.data.tinyworld.rendering import Language
 
 TEMPLATES = {
     "opening": "{fruit:fruit}熟了。",
-    "person": "{name}住在{place}。{pronoun}有{item:classified.0}{colour}{item:classified.1}和{count:number}{fruit:counted}。",
+    "person": "{name}住在{place}。{pronoun}有{item:classified.0}{colour}{item:classified.1}和"
+    "{count:number}{fruit:counted}。",
     "thing": "有{thing:classified.0}{colour}{thing:classified.1}放在{place}。",
     "move": "{actor:name}{verb}{place}。",
     "swap": "{actor:name}{verb}{partner:name}，在{place}{verb.1}{given_colour:colour}{given:item}"
@@ -21,7 +22,7 @@ TEMPLATES = {
 
 
 def chinese() -> Language:
-    """The Chinese of the made world: measure words before nouns, 的 after colours, no spaces, full-width punctuation."""
+    """The Chinese of the made world: measure words, 的 after colours, no spaces, full-width punctuation."""
     names = {name.english: (name.chinese,) for name in NAMES}
     items = {item.english: (item.chinese,) for item in ITEMS}
     things = {thing.english: (thing.chinese,) for thing in THINGS}

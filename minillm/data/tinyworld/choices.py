@@ -6,6 +6,8 @@ runs a telling once for every way its choices can fall. Because all three see th
 drawn, what is scored and what is enumerated cannot disagree.
 """
 
+import bisect
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
@@ -18,7 +20,7 @@ Told = TypeVar("Told")
 
 
 class Choice(NamedTuple):
-    """A decision that was made: the value, what else was possible (weights None: equally likely), its log-probability."""
+    """A decision that was made: the value, what was possible (weights None: equally likely), the log-probability."""
 
     value: Value
     options: tuple[Value, ...]
@@ -51,12 +53,9 @@ def drawing_chooser(generator: Random) -> Chooser:
         uniform = generator.random()
         if weights is None:
             return make_choice(int(uniform * len(options)), options, None)
-        left = uniform * sum(weights)
-        for index, weight in enumerate(weights):
-            left -= weight
-            if left < 0:
-                break
-        return make_choice(index, options, weights)
+        sums = list(itertools.accumulate(weights))
+        index = bisect.bisect_right(sums, uniform * sums[-1])
+        return make_choice(min(index, len(options) - 1), options, weights)
 
     return choose
 
@@ -76,7 +75,7 @@ def following_chooser(values: Iterable[Value]) -> Chooser:
     def choose(name: str, options: tuple[Value, ...], weights: tuple[float, ...] | None = None) -> Choice:
         value = next(remaining, None)
         if value not in options:
-            raise DataError(f"the derivation says {name} = {value!r}, but at this point it can only be one of {options}")
+            raise DataError(f"the derivation says {name} = {value!r}, but here it can only be one of {options}")
         return make_choice(options.index(value), options, weights)
 
     return choose

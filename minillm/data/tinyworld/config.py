@@ -13,9 +13,9 @@ LARGEST_GIFT = 2
 class WorldConfig:
     """The sizes of a world; the first six bound the vocabulary, the others shape one story.
 
-    The share of words that need recall follows from three of them: `n_questions` closing sentences with two to four
-    recalled words each, `n_events` with one to six each, against the fixed opening of `n_people` and `n_things`.
-    `recall_share` measures it; the defaults (the "demo" world) give 25 % of all English words.
+    The share of words that need recall is set by three of them: `n_questions` closing sentences with two to four
+    recalled words each, `n_events` with up to five each, against the opening of `n_people` and `n_things`.
+    `recall_share` measures it: in the defaults (the "demo" world) 15 % of all English words and 28 % of those that vary at all.
 
     Args:
         n_names: names that a story's people are drawn from, 2 to 24.
@@ -69,7 +69,7 @@ class WorldConfig:
         self._check("max_count", 1, LARGEST_NUMBER - LARGEST_GIFT * self.n_events)
         self._check("min_count", 1, self.max_count)
         if len(self.event_weights) != len(EVENT_KINDS) or not all(weight > 0 for weight in self.event_weights):
-            raise ConfigError(f"event_weights is {self.event_weights}; give one number above 0 for each of {EVENT_KINDS}")
+            raise ConfigError(f"event_weights is {self.event_weights}; give a number above 0 for each of {EVENT_KINDS}")
 
     def _check(self, name: str, smallest: int, largest: int) -> None:
         value = getattr(self, name)

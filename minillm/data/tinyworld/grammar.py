@@ -39,7 +39,7 @@ class Source(NamedTuple):
 
 
 class Field(NamedTuple):
-    """A word that varies. Chosen: `choice` is set. Recalled: `recall` is its kind and `source` where it was last stated."""
+    """A word that varies: chosen, with its `choice`, or recalled, with its kind and the place that last stated it."""
 
     value: Value | tuple[Value, Value]
     choice: Choice | None = None
@@ -55,7 +55,7 @@ class Sentence(NamedTuple):
 
 
 class Fact(NamedTuple):
-    """The free choices of one sentence and nothing else, in the order of `CHOSEN_FIELDS`; a derivation is a tuple of these."""
+    """The free choices of one sentence, in the order of `CHOSEN_FIELDS`; a derivation is a tuple of these."""
 
     kind: str
     values: tuple[Value, ...]
@@ -321,7 +321,7 @@ def derivation_of(sentences: list[Sentence]) -> Derivation:
 
 
 def choice_values(derivation: Derivation) -> list[Value]:
-    """The values that a telling asks for one after another: those of each fact, and the kind of event after its actor."""
+    """The values that a telling asks for, in order: those of each fact, and the kind of event after its actor."""
     values: list[Value] = []
     for kind, given in derivation:
         values += (given[0], kind, *given[1:]) if kind in EVENT_KINDS else given

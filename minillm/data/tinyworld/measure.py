@@ -1,4 +1,4 @@
-"""Numbers about a world: its entropy per byte (the floor for every model), its share of recall, and how far recalls reach."""
+"""Numbers about a world: its entropy per byte (the floor for every model), the share of recall, its reach."""
 
 import itertools
 import math
@@ -123,6 +123,6 @@ def recall_distances(world: World, language: str, n_stories: int = 1000, seed: i
 def sample(world: World, language: str, n_stories: int, seed: int) -> list[tuple[Story, Rendering]]:
     """The first stories of a series, each with its text in one language."""
     if language not in LANGUAGES or n_stories < 2:
-        raise DataError(f"language {language!r}, n_stories {n_stories}: expected one of {LANGUAGES} and at least 2 stories")
+        raise DataError(f"language {language!r}, {n_stories} stories: expected one of {LANGUAGES}, at least 2 stories")
     stories = itertools.islice(world.stories(seed), n_stories)
     return [(story, getattr(story, language)) for story in stories]

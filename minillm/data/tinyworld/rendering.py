@@ -25,7 +25,7 @@ FIELD = re.compile(r"( ?)\{(\w+)(?::(\w+))?(?:\.(\d))?\}")
 
 
 class Piece(NamedTuple):
-    """A stretch of text: its log-probability in nats given all text before it, and its kind: "fixed", "chosen" or a recall kind."""
+    """A stretch of text, its log-probability in nats given all before it, its kind: "fixed", "chosen", or a recall's."""
 
     text: str
     log_probability: float
@@ -36,8 +36,8 @@ class Recall(NamedTuple):
     """A word that follows from what was told before.
 
     `text[start:stop] == word`; `kind` is "name", "object", "place", "colour", "count" or "agreement"; `log_probability`
-    in nats (0.0: the reader can be sure of it); `distance` is the number of words (Chinese: characters) back to the word
-    that last stated this fact.
+    is in nats (0.0: a reader who remembers can be sure of it); `distance` is the number of words (Chinese: characters)
+    back to the word that last stated this fact.
     """
 
     start: int
@@ -172,10 +172,11 @@ class Language:
                 field = fields[name]
                 word = self.forms[form][field.value][index]
                 start, length = length + len(space), length + len(space) + len(word)
-                stated.setdefault((number, name), start)
                 if not first:
                     pieces.append(Piece(space + word, 0.0, "fixed"))
-                elif field.choice is not None:
+                    continue
+                stated[number, name] = start
+                if field.choice is not None:
                     pieces.append(Piece(space + word, self.revealed(form, field.choice, index), "chosen"))
                 else:
                     pieces.append(Piece(space + word, 0.0, field.recall))
@@ -241,9 +242,11 @@ class Language:
                     position = match.end()
                     break
             else:
-                raise DataError(f"character {position}: expected a sentence of kind {kinds}, found {text[position:position + 60]!r}")
+                found = text[position : position + 60]
+                raise DataError(f"character {position}: expected a sentence of kind {kinds}, found {found!r}")
         if position != len(text):
-            raise DataError(f"character {position}: the story is complete here, but {text[position:position + 60]!r} follows")
+            follows = text[position : position + 60]
+            raise DataError(f"character {position}: the story is complete here, but {follows!r} follows")
         return tuple(facts)
 
     def value(self, kind: str, name: str, match: re.Match):

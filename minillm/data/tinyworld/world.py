@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from os.path import commonprefix
 from random import Random
 
 from minillm.data.tinyworld.chinese import chinese
@@ -97,7 +98,7 @@ class World:
             DataError: if seed or index is negative or index is too large.
         """
         if seed < 0 or not 0 <= index < 2**64:
-            raise DataError(f"seed {seed}, index {index}: expected a seed of at least 0 and an index from 0 to 2^64 - 1")
+            raise DataError(f"seed {seed}, index {index}: expected seed >= 0 and an index from 0 to 2^64 - 1")
         return self.sample(Random((seed << 64) + index))
 
     def stories(self, seed: int, start: int = 0) -> Iterator[Story]:
@@ -176,9 +177,9 @@ class World:
     def entropy(self) -> float:
         """The exact entropy of a story in nats: the expected surprisal, whatever the language.
 
-        The chain rule step by step: at each sentence the states reached so far are merged when all later choices have
-        as many options (`State.key`), and the expected surprisal of the sentence is the probability of each merged state
-        times the entropy of its choices, found by going through them all.
+        The chain rule step by step: states from which all later choices have as many options (`State.key`) are merged;
+        the expected surprisal of the next sentence is the sum, over merged states, of their probability times the
+        entropy of the sentence's choices, found by going through them all.
 
         Returns:
             H = E[-log p(story)] = sum over steps of E[-log p(sentence | story so far)], in nats.
@@ -193,7 +194,7 @@ class World:
             n_events_left -= step == self.grammar.event
             following: dict[tuple, tuple[float, State]] = {}
             for probability, state in reached.values():
-                for after, share, surprisal in every_run(lambda choose: self.after(step, state, choose), SYMMETRIC_CHOICES):
+                for after, share, surprisal in every_run(partial(self.after, step, state), SYMMETRIC_CHOICES):
                     entropy += probability * share * surprisal
                     key = after.key(n_events_left)
                     so_far = following[key][0] if key in following else 0.0
@@ -211,5 +212,6 @@ class World:
 def check_same(given: str, told: str) -> None:
     """Raise DataError at the first character where a text differs from what its own choices lead to."""
     if given != told:
-        place = next(i for i in range(len(given) + 1) if given[: i + 1] != told[: i + 1])
-        raise DataError(f"character {place}: found {given[place:place + 40]!r}, but what was told before leads to {told[place:place + 40]!r}")
+        place = len(commonprefix([given, told]))
+        found, follows = given[place : place + 40], told[place : place + 40]
+        raise DataError(f"character {place}: found {found!r}, but what was told before leads to {follows!r}")

@@ -1,0 +1,401 @@
+"""tinyworld: exact probabilities proved by enumeration; state tracking checked by a reader that shares no code."""
+
+import hashlib
+import itertools
+import math
+import re
+from collections import Counter
+from random import Random
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+from minillm.data.tinyworld import (
+    Fact,
+    World,
+    WorldConfig,
+    bits_per_byte,
+    recall_distances,
+    recall_share,
+    sampled_bits_per_byte,
+    world_config,
+)
+from minillm.data.tinyworld.choices import drawing_chooser, every_run
+from minillm.errors import ConfigError, DataError
+
+LANGUAGES = ("english", "chinese")
+COUNTABLE = {
+    "two events": {"n_events": 2, "min_count": 2, "n_questions": 0},
+    "articles": {"n_colours": 2, "min_count": 2, "n_events": 0},
+    "classifiers": {"n_things": 2, "n_thing_kinds": 4, "min_count": 2, "n_events": 0, "n_questions": 0},
+    "three people": {"n_people": 3, "n_names": 3, "n_items": 3, "n_things": 0, "min_count": 2, "n_events": 0},
+    "gifts": {
+        "n_events": 2, "n_questions": 0, "n_things": 0, "min_count": 2, "max_count": 3, "event_weights": (1, 1, 5, 9),
+    },
+    "evening": {"n_events": 0, "n_questions": 3, "min_count": 2},
+}  # fmt: skip
+
+
+def countable(name):
+    return World(world_config("tiny", **COUNTABLE.get(name, {})))
+
+
+def some_stories(preset, n, seed=0):
+    return itertools.islice(World(world_config(preset)).stories(seed), n)
+
+
+@pytest.fixture(scope="module", params=["tiny", *COUNTABLE])
+def whole_world(request):
+    world = countable(request.param)
+    return world, list(world.enumerate())
+
+
+def test_probabilities_of_all_stories_sum_to_one(whole_world):
+    _, stories = whole_world
+    assert len(stories) > 100
+    assert math.fsum(math.exp(story.log_probability) for story in stories) == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_text_has_exactly_one_derivation(whole_world, language):
+    world, stories = whole_world
+    texts = {getattr(story, language).text for story in stories}
+    assert len(texts) == len(stories) == len({story.derivation for story in stories})
+    parse = getattr(world, f"parse_{language}")
+    assert all(parse(getattr(story, language).text) == story.derivation for story in stories[::17])
+
+
+def test_entropy_is_the_expected_surprisal_of_the_enumeration(whole_world):
+    world, stories = whole_world
+    by_hand = -math.fsum(math.exp(story.log_probability) * story.log_probability for story in stories)
+    assert world.entropy() == pytest.approx(by_hand, rel=1e-12)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_each_piece_has_the_probability_of_its_text_given_the_text_before(whole_world, language):
+    _, stories = whole_world
+    mass = Counter()
+    renderings = [getattr(story, language) for story in stories]
+    for story, rendering in zip(stories, renderings, strict=True):
+        words = tuple(piece.text for piece in rendering.pieces)
+        for n_pieces in range(len(words) + 1):
+            mass[words[:n_pieces]] += math.exp(story.log_probability)
+    for rendering in renderings:
+        words = tuple(piece.text for piece in rendering.pieces)
+        for number, piece in enumerate(rendering.pieces):
+            expected = math.log(mass[words[: number + 1]] / mass[words[:number]])
+            assert abs(piece.log_probability - expected) < 1e-9, (rendering.text, piece)
+
+
+@pytest.mark.parametrize("preset", ["demo", "full"])
+def test_parsers_recover_the_derivation_and_its_probability(preset):
+    world = World(world_config(preset))
+    for story in some_stories(preset, 500):
+        assert world.parse_english(story.english.text) == story.derivation
+        assert world.parse_chinese(story.chinese.text) == story.derivation
+        assert world.log_probability(story.derivation) == story.log_probability
+
+
+@pytest.mark.parametrize("preset", ["demo", "full"])
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_pieces_add_up_to_the_text_and_its_probability(preset, language):
+    for story in some_stories(preset, 50):
+        rendering = getattr(story, language)
+        assert "".join(piece.text for piece in rendering.pieces) == rendering.text
+        assert rendering.log_probability == pytest.approx(story.log_probability, rel=1e-12)
+        assert all(piece.log_probability == 0.0 for piece in rendering.pieces if piece.kind != "chosen")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_sampled_surprisal_agrees_with_the_exact_entropy(language):
+    world = World(WorldConfig())
+    surprisals = np.array([-story.log_probability for story in some_stories("demo", 1000)])
+    assert abs(surprisals.mean() - world.entropy()) < 4 * surprisals.std(ddof=1) / math.sqrt(len(surprisals))
+    exact = bits_per_byte(world, language, 200, seed=1)
+    sampled = sampled_bits_per_byte(world, language, 200, seed=2)
+    assert abs(exact.value - sampled.value) < 4 * math.hypot(exact.standard_error, sampled.standard_error)
+    assert 0 < sampled.standard_error < 0.01 * sampled.value
+
+
+def test_bits_per_byte_of_a_whole_world():
+    world = countable("two events")
+    stories = list(world.enumerate())
+    n_bytes = math.fsum(math.exp(s.log_probability) * len(s.chinese.text.encode()) for s in stories)
+    found = bits_per_byte(world, "chinese", 1000)
+    assert abs(found.value - world.entropy() / math.log(2) / n_bytes) < 4 * found.standard_error
+
+
+def test_drawn_choices_follow_the_weights():
+    choose = drawing_chooser(Random(0))
+    drawn = Counter(choose("kind", ("a", "b", "c"), (3.0, 1.0, 2.0)).value for _ in range(12000))
+    assert chisquare([drawn[kind] for kind in "abc"], [6000, 2000, 4000]).pvalue > 0.01
+    drawn = Counter(choose("kind", ("a", "b", "c", "d")).value for _ in range(12000))
+    assert chisquare([drawn[kind] for kind in "abcd"]).pvalue > 0.01
+
+
+def test_drawn_stories_follow_their_probabilities():
+    world = countable("two events")
+    expected = {story.derivation: math.exp(story.log_probability) for story in world.enumerate()}
+    n_drawn, by_last_event = 6000, Counter()
+    drawn = Counter(story.derivation[-1] for story in itertools.islice(world.stories(5), n_drawn))
+    for derivation, probability in expected.items():
+        by_last_event[derivation[-1]] += probability
+    assert drawn.keys() == by_last_event.keys()
+    events = sorted(by_last_event, key=str)
+    assert chisquare([drawn[e] for e in events], [n_drawn * by_last_event[e] for e in events]).pvalue > 0.01
+
+
+def test_every_run_visits_dependent_choices_once():
+    def tell(choose):
+        first = choose("first", (1, 2)).value
+        return first, tuple(choose("later", ("x", "y")).value for _ in range(first))
+
+    runs = list(every_run(tell))
+    pairs = [(2, pair) for pair in itertools.product("xy", repeat=2)]
+    assert [run.told for run in runs] == [(1, ("x",)), (1, ("y",)), *pairs]
+    assert [run.probability for run in runs] == pytest.approx([1 / 4] * 2 + [1 / 8] * 4)
+    merged = list(every_run(tell, frozenset({"later"})))
+    assert sum(run.probability * run.surprisal for run in merged) == pytest.approx(math.log(2) * 2.5)
+
+
+NUMBERS = "no one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen".split()
+PERSON = re.compile(r"(\w+) lives at the (\w+)\. (She|He) has an? (\w+) (\w+) and (\w+) (\w+)\.")
+THING = re.compile(r"An? (\w+) (\w+) stands at the (\w+)\.")
+EVENT = re.compile(
+    r"(?P<goes>\w+) goes to the (?P<to>\w+)\."
+    r"|(?P<carries>\w+) carries the (?P<load>\w+) from the (?P<source>\w+) to the (?P<goal>\w+)\."
+    r"|(?P<visits>\w+) visits (?P<host>\w+) at the (?P<there>\w+) and (?:"
+    r"swaps the (?P<colour1>\w+) (?P<item1>\w+) for the (?P<colour2>\w+) (?P<item2>\w+)\."
+    r"|gives (?P<whom>her|him) (?P<amount>\w+) \w+\. Now \w+ has (?P<left>\w+) \w+ and \w+ has (?P<sum>\w+) \w+\.)"
+)
+ASKED = re.compile(
+    r"(?P<name>[A-Z]\w+) is at the (?P<place>\w+) with the (?P<colour>\w+) (?P<item>\w+) and (?P<count>\w+) \w+\."
+    r"|The (?P<item2>\w+) is (?P<colour2>\w+) and belongs to (?P<owner>\w+), who is at the (?P<place2>\w+)"
+    r" with (?P<count2>\w+) \w+\."
+    r"|The (?P<thing>\w+) is (?P<colour3>\w+) and stands at the (?P<place3>\w+)\."
+)
+
+
+def live_through(text):
+    """Read an English story with regular expressions only, and check each sentence against the world as it then is."""
+    day, _, evening = text.partition(" Evening comes. ")
+    people, things, she = {}, {}, {}
+    for name, place, pronoun, colour, item, count, _ in PERSON.findall(day):
+        people[name] = {"place": place, "item": item, "count": NUMBERS.index(count)}
+        things[item], she[name] = {"colour": colour}, pronoun == "She"
+    for colour, thing, place in THING.findall(day):
+        things[thing] = {"colour": colour, "place": place}
+    n_events = 0
+    for match in EVENT.finditer(day):
+        found, n_events = match.groupdict(), n_events + 1
+        if found["goes"]:
+            assert people[found["goes"]]["place"] != found["to"]
+            people[found["goes"]]["place"] = found["to"]
+        elif found["carries"]:
+            assert things[found["load"]]["place"] == found["source"] != found["goal"]
+            things[found["load"]]["place"] = people[found["carries"]]["place"] = found["goal"]
+        else:
+            actor, host = people[found["visits"]], people[found["host"]]
+            assert host["place"] == found["there"]
+            actor["place"] = found["there"]
+            if found["amount"]:
+                actor["count"] -= NUMBERS.index(found["amount"])
+                host["count"] += NUMBERS.index(found["amount"])
+                assert (actor["count"], host["count"]) == (NUMBERS.index(found["left"]), NUMBERS.index(found["sum"]))
+                assert found["whom"] == ("her" if she[found["host"]] else "him")
+            else:
+                assert (actor["item"], host["item"]) == (found["item1"], found["item2"])
+                assert things[actor["item"]]["colour"] == found["colour1"]
+                assert things[host["item"]]["colour"] == found["colour2"]
+                actor["item"], host["item"] = host["item"], actor["item"]
+    questions = [match.groupdict() for match in ASKED.finditer(evening)]
+    for found in questions:
+        if thing := found["thing"]:
+            assert things[thing] == {"colour": found["colour3"], "place": found["place3"]}
+            continue
+        person = found["name"] or found["owner"]
+        now = {"place": found["place"] or found["place2"], "item": found["item"] or found["item2"]}
+        assert people[person] == now | {"count": NUMBERS.index(found["count"] or found["count2"])}
+        assert things[now["item"]]["colour"] == (found["colour"] or found["colour2"])
+    return len(people), n_events, len(questions)
+
+
+def test_the_text_is_true_of_the_world_it_tells_of():
+    for story in some_stories("demo", 500):
+        assert live_through(story.english.text) == (4, 5, 4)
+
+
+def test_the_reader_notices_a_lie():
+    lies = 0
+    for story in some_stories("demo", 100):
+        for recall in story.english.recalls:
+            if recall.kind == "count":
+                lie = "seven" if recall.word != "seven" else "eight"
+                with pytest.raises(AssertionError):
+                    live_through(story.english.text[: recall.start] + lie + story.english.text[recall.stop :])
+                lies += 1
+    assert lies > 200
+
+
+def test_english_agrees_in_number_article_and_pronoun():
+    text = " ".join(story.english.text for story in some_stories("full", 300))
+    assert re.search(r"\bone (plum|peach|pear|cherry|chestnut|apple)\b", text)
+    assert not re.search(r"\bone \w+s\b", text)
+    assert not re.search(r"\b(two|three|four|five|six) (plum|peach|pear|cherry|chestnut|apple)\b", text)
+    assert re.search(r"\b[Aa]n orange\b", text) and not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", text)
+    for name, pronoun in [("Ana", "She"), ("Bartholomew", "He"), ("Una", "She"), ("Kofi", "He")]:
+        assert set(re.findall(rf"\b{name} lives at the \w+\. (\w+) has", text)) == {pronoun}
+
+
+def test_chinese_is_written_without_spaces_in_full_width():
+    for story in some_stories("full", 100):
+        assert re.fullmatch(r"[\u4e00-\u9fff，。]+", story.chinese.text)
+        assert story.chinese.text.count("他有") + story.chinese.text.count("她有") == 5
+        assert "二个" not in story.chinese.text
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_recalled_words_are_where_the_spans_say(language):
+    for story in some_stories("demo", 100):
+        rendering = getattr(story, language)
+        assert len(rendering.recalls) > 10
+        for recall in rendering.recalls:
+            assert rendering.text[recall.start : recall.stop] == recall.word
+            assert recall.log_probability == 0.0
+            if recall.kind in ("name", "object", "place", "colour"):
+                assert recall.word in rendering.text[: recall.start]
+                assert recall.distance > 0
+
+
+def test_recall_distances_by_hand():
+    world = World(world_config("tiny", n_people=2, n_events=1, n_questions=2))
+    story = world.from_derivation(
+        (
+            Fact("opening", ("plum",)),
+            Fact("person", ("Bo", "mill", "red", "drum", 1)),
+            Fact("person", ("Ana", "harbour", "red", "kite", 2)),
+            Fact("thing", ("red", "box", "mill")),
+            Fact("swap", ("Bo", "Ana")),
+            Fact("evening", ()),
+            Fact("ask_item", ("drum",)),
+            Fact("ask_thing", ("box",)),
+        )
+    )
+    assert story.english.text == (
+        "The plums are ripe. Bo lives at the mill. He has a red drum and one plum. Ana lives at the harbour. She has a"
+        " red kite and two plums. A red box stands at the mill. Bo visits Ana at the harbour and swaps the red drum for"
+        " the red kite. Evening comes. The drum is red and belongs to Ana, who is at the harbour with two plums. The box"
+        " is red and stands at the mill."
+    )
+    assert story.chinese.text == (
+        "李子熟了。阿波住在磨坊。他有一面红色的鼓和一个李子。安娜住在港口。她有一只红色的风筝和两个李子。有一个红色的箱子放在磨坊。"
+        "阿波去找安娜，在港口用红色的鼓换了红色的风筝。天黑了。鼓是红色的，属于安娜，她在港口，带着两个李子。箱子是红色的，放在磨坊。"
+    )
+    found = [(r.word, r.kind, r.distance) for r in story.english.recalls if r.kind != "agreement"]
+    assert found == [
+        ("harbour", "place", 21),
+        ("red", "colour", 34), ("drum", "object", 34), ("red", "colour", 25), ("kite", "object", 25),
+        ("red", "colour", 11), ("Ana", "name", 22), ("harbour", "place", 24), ("two", "count", 40),
+        ("red", "colour", 42), ("mill", "place", 42),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_token_floors_sum_to_the_surprisal_for_any_tokens(language):
+    story = next(some_stories("demo", 1, seed=3))
+    rendering = getattr(story, language)
+    n_bytes, generator = len(rendering.text.encode()), np.random.default_rng(0)
+    cuts = np.sort(generator.choice(np.arange(1, n_bytes), size=n_bytes // 3, replace=False))
+    for token_bytes in ([1] * n_bytes, [n_bytes], np.diff([0, *cuts, n_bytes]).tolist()):
+        floors, recalls = rendering.token_floors(token_bytes)
+        assert len(floors) == len(recalls) == len(token_bytes)
+        assert floors.sum() == pytest.approx(-story.log_probability)
+        assert floors.min() >= 0.0
+    assert any(recalls) and not all(recalls)
+
+
+def test_token_floors_of_words():
+    rendering = next(some_stories("demo", 1)).english
+    words = re.findall(r" ?\w+|[.,]", rendering.text)
+    floors, recalls = rendering.token_floors([len(word) for word in words])
+    marked = [word.strip() for word, recall in zip(words, recalls, strict=True) if recall]
+    assert marked == [recall.word for recall in rendering.recalls]
+    assert all(floor == 0.0 for floor, recall in zip(floors, recalls, strict=True) if recall)
+    assert floors[words.index(" lives") - 1] == pytest.approx(math.log(12))
+    article = words.index(" has") + 1
+    assert floors[article : article + 2].sum() == pytest.approx(math.log(6))
+    with pytest.raises(DataError):
+        rendering.token_floors([len(word) for word in words[:-1]])
+
+
+def test_recall_is_long_frequent_and_set_by_the_number_of_questions():
+    world = World(WorldConfig())
+    distances = recall_distances(world, "english", 150)
+    assert (distances["name"] > 60).mean() > 0.5 and (distances["object"] > 60).mean() > 0.3
+    shares = [recall_share(World(world_config("demo", n_questions=n)), "english", 150).value for n in (0, 2, 4)]
+    assert 0.08 < shares[0] < shares[1] - 0.015 < shares[2] - 0.03
+    assert recall_share(world, "english", 300, varying=True).value == pytest.approx(0.275, abs=0.01)
+
+
+def test_recall_has_several_candidates():
+    for story in some_stories("demo", 100):
+        people = [fact.values for fact in story.derivation if fact.kind == "person"]
+        assert len({name for name, *_ in people}) == len({item for *_, item, _ in people}) == 4
+    facts = itertools.chain.from_iterable(story.derivation for story in some_stories("demo", 500))
+    pairs = Counter(fact.values[::3] for fact in facts if fact.kind == "person")
+    assert len(pairs) == 12 * 10 and max(pairs.values()) < 40
+
+
+def test_stories_are_the_same_everywhere():
+    told = "".join(story.english.text + story.chinese.text for story in some_stories("demo", 3, seed=7))
+    digest = hashlib.sha256(told.encode()).hexdigest()
+    assert digest == "335307560e81f0035d1d346a6f1cd86d9ca0f4f0dc863620e7bf983306c0296d"
+
+
+def test_any_part_of_a_series_can_be_told_alone():
+    world = World(WorldConfig())
+    series = [story.derivation for story in itertools.islice(world.stories(4), 6)]
+    assert [story.derivation for story in itertools.islice(world.stories(4, start=3), 3)] == series[3:]
+    assert world.story(4, 5).derivation == series[5]
+    assert world.story(5, 5).derivation != series[5]
+    assert len(set(series)) == 6
+    assert world.sample(Random(1)).derivation == world.sample(Random(1)).derivation
+
+
+def test_text_that_the_world_cannot_tell_is_refused():
+    world = World(WorldConfig())
+    story = world.story(0, 0)
+    text = story.english.text
+    recall = next(r for r in story.english.recalls if r.kind == "place")
+    wrong_place = "mill" if recall.word != "mill" else "market"
+    with pytest.raises(DataError, match=rf"character {recall.start}"):
+        world.parse_english(text[: recall.start] + wrong_place + text[recall.stop :])
+    for wrong in ["", "Once upon a time.", text + " The end.", text[:-1], text.replace("Felix", "Kofi"), " " + text]:
+        with pytest.raises(DataError):
+            world.parse_english(wrong)
+    with pytest.raises(DataError):
+        world.parse_chinese(story.chinese.text + "完。")
+    with pytest.raises(DataError, match="name"):
+        world.log_probability((story.derivation[0], Fact("person", ("Zoe", "mill", "red", "kite", 3))))
+    with pytest.raises(DataError):
+        world.log_probability((*story.derivation, story.derivation[-1]))
+    with pytest.raises(DataError):
+        world.story(-1, 0)
+    with pytest.raises(DataError):
+        bits_per_byte(world, "latin")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"n_people": 13}, {"n_people": 1}, {"n_questions": 6}, {"max_count": 11}, {"min_count": 6}, {"n_colours": 0},
+     {"n_items": 3}, {"n_events": 5.0}, {"event_weights": (1, 1, 1)}, {"event_weights": (1, 1, 0, 1)}, {"n_cats": 1}],
+)  # fmt: skip
+def test_sizes_out_of_range_are_refused(overrides):
+    with pytest.raises(ConfigError):
+        world_config("demo", **overrides)
+
+
+def test_unknown_world_is_refused_by_name():
+    with pytest.raises(ConfigError, match="demo.*full.*tiny"):
+        world_config("large")
