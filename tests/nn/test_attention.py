@@ -1,0 +1,201 @@
+"""Attention: the oracle is torch's own kernel in float64."""
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from minillm.errors import ConfigError, ShapeError
+from minillm.nn.attention import (
+    SelfAttention,
+    attention,
+    attention_weights,
+    causal_mask,
+    merge_heads,
+    product_attention,
+    split_heads,
+)
+from minillm.nn.cache import KVCache
+from minillm.nn.position import rotary_angles
+
+EXACT = {"rtol": 1e-10, "atol": 1e-12}
+
+
+def rand(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def gradients(function, *inputs):
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    value = function(*leaves)
+    return value, torch.autograd.grad(value, leaves, rand(*value.shape, seed=5))
+
+
+def test_causal_mask_by_hand():
+    assert causal_mask(2, 3).tolist() == [[True, True, False], [True, True, True]]
+    assert causal_mask(0, 2).shape == (0, 2)
+
+
+def test_causal_mask_refuses_more_queries_than_keys():
+    with pytest.raises(ShapeError, match="3 queries"):
+        causal_mask(3, 2)
+
+
+@pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(4, 4), (4, 2), (4, 1)], ids=["mha", "gqa", "mqa"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_agrees_with_torch(n_heads, n_kv_heads, masked):
+    inputs = rand(2, n_heads, 3, 8), rand(2, n_kv_heads, 5, 8), rand(2, n_kv_heads, 5, 8, seed=1)
+    mask = causal_mask(3, 5) if masked else None
+    ours = gradients(lambda q, k, v: attention(q, k, v, mask), *inputs)
+    oracle = gradients(lambda q, k, v: scaled_dot_product_attention(q, k, v, mask, enable_gqa=True), *inputs)
+    torch.testing.assert_close(ours, oracle, **EXACT)
+
+
+def test_attention_gradient_by_finite_differences():
+    inputs = [rand(1, 2, 3, 4, seed=s).requires_grad_() for s in range(3)]
+    assert torch.autograd.gradcheck(lambda q, k, v: attention(q, k, v, causal_mask(3, 3)), inputs)
+
+
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3), (2, 1, 3)], ids=str)
+def test_any_leading_dimensions(leading):
+    query, key, value = (rand(*leading, 4, 6, seed=s) for s in range(3))
+    flat = [x.reshape(-1, 1, 4, 6) for x in (query, key, value)]
+    expected = scaled_dot_product_attention(*flat, attn_mask=causal_mask(4, 4)).reshape(*leading, 4, 6)
+    torch.testing.assert_close(attention(query, key, value, causal_mask(4, 4)), expected, **EXACT)
+
+
+def test_a_query_that_may_see_nothing_gives_zeros_and_no_nan_gradient():
+    inputs = [rand(1, 2, 3, 4, seed=s) for s in range(3)]
+    mask = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])
+    value, grads = gradients(lambda q, k, v: attention(q, k, v, mask), *inputs)
+    assert (value[:, :, 1] == 0).all() and (value[:, :, 0] != 0).all()
+    assert all(gradient.isfinite().all() for gradient in grads) and (grads[0][:, :, 1] == 0).all()
+
+
+def test_weights_are_shares_and_respect_the_mask():
+    weights = attention_weights(rand(2, 3, 4), rand(2, 5, 4), causal_mask(3, 5))
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 3, dtype=torch.float64), **EXACT)
+    assert (weights[:, ~causal_mask(3, 5)] == 0).all() and (weights[:, causal_mask(3, 5)] > 0).all()
+
+
+def test_product_attention_agrees_with_attention():
+    inputs = [rand(2, 3, 5, 4, seed=s) for s in range(3)]
+    for mask in (None, causal_mask(5, 5)):
+        ours = gradients(lambda q, k, v, mask=mask: product_attention(q, k, v, mask), *inputs)
+        readable = gradients(lambda q, k, v, mask=mask: attention(q, k, v, mask), *inputs)
+        torch.testing.assert_close(ours, readable, **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([(1, 4, 2, 8), (1, 3, 2, 8), (1, 3, 2, 8)], "evenly"),
+        ([(1, 4, 2, 8), (1, 4, 2, 6), (1, 4, 2, 6)], "key has shape"),
+        ([(1, 4, 2, 8), (1, 4, 2, 8), (1, 4, 3, 8)], "value has shape"),
+        ([(2, 4, 2, 8), (1, 4, 2, 8), (1, 4, 2, 8)], "leading"),
+    ],
+)
+def test_attention_refuses_shapes_that_do_not_fit(shapes, message):
+    with pytest.raises(ShapeError, match=message):
+        attention(*(rand(*shape) for shape in shapes))
+
+
+def test_attention_refuses_a_float_mask():
+    with pytest.raises(ShapeError, match="bool"):
+        attention(rand(2, 3), rand(2, 3), rand(2, 3), torch.zeros(2, 2))
+
+
+def test_heads_are_cut_in_order_and_merged_back():
+    x = torch.arange(12.0).view(1, 2, 6)
+    assert split_heads(x, 3)[0, 1].tolist() == [[2.0, 3.0], [8.0, 9.0]]
+    assert torch.equal(merge_heads(split_heads(x, 3)), x)
+    with pytest.raises(ShapeError, match="4 heads"):
+        split_heads(x, 4)
+
+
+@pytest.mark.parametrize("n_kv_heads", [4, 2])
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_self_attention_kernels_agree(n_kv_heads, qk_norm, masked):
+    settings = {"bias": True, "qk_norm": qk_norm, "std": 0.3, "output_std": 0.3}
+    fast = SelfAttention(16, 4, n_kv_heads, **settings).double()
+    naive = SelfAttention(16, 4, n_kv_heads, kernels="naive", **settings).double()
+    naive.load_state_dict(fast.state_dict())
+    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril() & (torch.arange(5) != 1) if masked else None
+    angles = rotary_angles(torch.arange(5), 4)
+    rotation = (angles.cos(), angles.sin())
+    results = []
+    for layer in (fast, naive):
+        x = rand(2, 5, 16).requires_grad_()
+        value = layer(x, mask, causal=not masked, rotation=rotation)
+        results.append((value, torch.autograd.grad(value, [x, *layer.parameters()], rand(2, 5, 16, seed=8))))
+    torch.testing.assert_close(*results, **EXACT)
+
+
+def test_self_attention_agrees_with_torch_multihead():
+    ours = SelfAttention(12, 3, 3, bias=True, std=0.3, output_std=0.3).double()
+    oracle = torch.nn.MultiheadAttention(12, 3, batch_first=True).double()
+    weights = {"in_proj_weight": ours.qkv.weight, "in_proj_bias": ours.qkv.bias}
+    weights |= {"out_proj.weight": ours.output.weight, "out_proj.bias": ours.output.bias}
+    oracle.load_state_dict(weights)
+    x = rand(2, 5, 12)
+    expected, _ = oracle(x, x, x, attn_mask=~causal_mask(5, 5), need_weights=False)
+    torch.testing.assert_close(ours(x, causal=True), expected, **EXACT)
+
+
+def test_bf16_products_stay_close_to_the_exact_answer():
+    layer = SelfAttention(32, 4, 4, std=0.2, output_std=0.2)
+    x = rand(2, 9, 32)
+    exact = layer.double()(x, causal=True)
+    rough = layer.bfloat16()(x.bfloat16(), causal=True)
+    assert rough.dtype == torch.bfloat16
+    torch.testing.assert_close(rough.double(), exact, rtol=0.05, atol=0.02)
+
+
+def test_sections_are_the_rows_of_queries_keys_and_values():
+    layer = SelfAttention(16, 4, 2)
+    assert layer.sections == (16, 8, 8) and layer.qkv.weight.shape == (32, 16)
+
+
+def test_self_attention_refuses_uneven_heads():
+    for n_heads, n_kv_heads in ((3, 3), (4, 3)):
+        with pytest.raises(ConfigError, match="multiple"):
+            SelfAttention(16, n_heads, n_kv_heads)
+
+
+def make_cache():
+    return KVCache(n_layers=2, batch_size=1, n_kv_heads=2, max_seq_len=4, d_head=3, dtype=torch.float64)
+
+
+def test_cache_gives_back_everything_written():
+    cache, key, value = make_cache(), rand(1, 2, 4, 3), rand(1, 2, 4, 3, seed=1)
+    for start, end in ((0, 3), (3, 4)):
+        for layer in range(2):
+            keys, values = cache.update(layer, key[:, :, start:end] + layer, value[:, :, start:end] - layer)
+            assert torch.equal(keys, key[:, :, :end] + layer) and torch.equal(values, value[:, :, :end] - layer)
+        cache.advance(end - start)
+    assert cache.length == 4 and cache.n_bytes == 2 * 2 * 2 * 4 * 3 * 8
+    cache.reset()
+    assert cache.length == 0
+
+
+def test_cache_refuses_before_it_overruns():
+    cache = make_cache()
+    cache.advance(3)
+    before = cache.keys.clone()
+    with pytest.raises(ShapeError, match="3 of 4 positions, 2 more"):
+        cache.update(0, rand(1, 2, 2, 3), rand(1, 2, 2, 3))
+    with pytest.raises(ShapeError, match="2 more"):
+        cache.advance(2)
+    assert torch.equal(cache.keys, before) and cache.length == 3
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 1, 3), (1, 1, 1, 3), (1, 2, 1, 4)], ids=str)
+def test_cache_refuses_other_shapes(shape):
+    with pytest.raises(ShapeError, match="do not fit"):
+        make_cache().update(0, rand(*shape), rand(*shape))
+
+
+def test_cache_refuses_negative_sizes():
+    with pytest.raises(ShapeError, match="negative"):
+        KVCache(1, -1, 1, 1, 1)
