@@ -285,8 +285,8 @@ def test_recall_distances_by_hand():
     assert story.english.text == (
         "The plums are ripe. Bo lives at the mill. He has a red drum and one plum. Ana lives at the harbour. She has a"
         " red kite and two plums. A red box stands at the mill. Bo visits Ana at the harbour and swaps the red drum for"
-        " the red kite. Evening comes. The drum is red and belongs to Ana, who is at the harbour with two plums. The box"
-        " is red and stands at the mill."
+        " the red kite. Evening comes. The drum is red and belongs to Ana, who is at the harbour with two plums. The"
+        " box is red and stands at the mill."
     )
     assert story.chinese.text == (
         "李子熟了。阿波住在磨坊。他有一面红色的鼓和一个李子。安娜住在港口。她有一只红色的风筝和两个李子。有一个红色的箱子放在磨坊。"

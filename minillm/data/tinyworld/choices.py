@@ -104,7 +104,7 @@ def every_run(tell: Callable[[Chooser], Told], symmetric: frozenset[str] = froze
     Example:
         >>> def tell(choose):
         ...     return choose("coin", ("head", "tail")).value + choose("die", (1, 2), (3.0, 1.0)).value * "!"
-        >>> [(run.told, run.probability) for run in every_run(tell)]
+        >>> [(run.told, round(run.probability, 9)) for run in every_run(tell)]
         [('head!', 0.375), ('head!!', 0.125), ('tail!', 0.375), ('tail!!', 0.125)]
     """
     path: list[list[int]] = []                                     # [option taken, number of options] per branching

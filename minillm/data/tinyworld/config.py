@@ -15,7 +15,8 @@ class WorldConfig:
 
     The share of words that need recall is set by three of them: `n_questions` closing sentences with two to four
     recalled words each, `n_events` with up to five each, against the opening of `n_people` and `n_things`.
-    `recall_share` measures it: in the defaults (the "demo" world) 15 % of all English words and 28 % of those that vary at all.
+    `recall_share` measures it: in the defaults (the "demo" world) 15 % of all English words are recalled, and 28 % of
+    those that vary at all.
 
     Args:
         n_names: names that a story's people are drawn from, 2 to 24.
@@ -91,8 +92,8 @@ def world_config(name: str, **overrides) -> WorldConfig:
         ConfigError: if the name or a field is unknown, or the sizes contradict each other.
 
     Example:
-        >>> world_config("demo", n_events=8).n_events
-        8
+        >>> world_config("demo", n_events=7).n_events
+        7
     """
     presets = {"tiny": TINY, "demo": WorldConfig(), "full": FULL}
     if name not in presets:

@@ -25,7 +25,7 @@ FIELD = re.compile(r"( ?)\{(\w+)(?::(\w+))?(?:\.(\d))?\}")
 
 
 class Piece(NamedTuple):
-    """A stretch of text, its log-probability in nats given all before it, its kind: "fixed", "chosen", or a recall's."""
+    """A stretch of text, its log-probability in nats given all before, its kind: "fixed", "chosen", or a recall's."""
 
     text: str
     log_probability: float
