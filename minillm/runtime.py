@@ -224,3 +224,36 @@ def set_threads(n_threads: int) -> None:
         raise ConfigError(f"threads is {n_threads}, expected 1 or more, or 0 for PyTorch's own choice")
     if n_threads:
         torch.set_num_threads(n_threads)
+
+
+def matmul_flops_per_second(device: torch.device, dtype: torch.dtype, size: int = 0, n_times: int = 5) -> float:
+    """What this device really does in a large matrix product: the yardstick for model FLOPs utilisation.
+
+    Args:
+        device: where to multiply.
+        dtype: number format of the matrices.
+        size: rows and columns; 0 means 2048 on a CPU and 8192 on a card, large enough to keep it busy.
+        n_times: products, after one that does not count; the fastest counts.
+
+    Returns:
+        floating-point operations per second, 2 size^3 over the seconds.
+    """
+    size = size or (2048 if device.type == "cpu" else 8192)
+    matrix = torch.full((size, size), 0.5, dtype=dtype, device=device)
+    fastest = float("inf")
+    for attempt in range(n_times + 1):
+        wait_for(device)
+        start = time.perf_counter()
+        matrix @ matrix
+        wait_for(device)
+        if attempt:
+            fastest = min(fastest, time.perf_counter() - start)
+    return 2 * size**3 / fastest
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when everything that was asked of a card is done; a CPU is never behind."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

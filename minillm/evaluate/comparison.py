@@ -1,0 +1,105 @@
+"""How a model's bits per byte compare with those of simpler models and of compressors, on the same text."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minillm.evaluate.likelihood import bits_per_byte
+from minillm.statistical.compressors import lzma_bits_per_byte, zlib_bits_per_byte
+from minillm.statistical.ngram import NGramModel, choose_add_k
+from minillm.tokenizers.bytes import ByteTokenizer
+from minillm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+
+BYTES_TO_CHOOSE_K = 50_000
+CANDIDATE_K = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison: a model, how surprised it was, how large it is, how long it took to learn.
+
+    Attributes:
+        name: what it is.
+        bits_per_byte: on the validation text; ends of documents are paid for but are no bytes.
+        n_entries: learned numbers (weights, counts), or None for a compressor.
+        seconds: to learn and to score.
+    """
+
+    name: str
+    bits_per_byte: float
+    n_entries: int | None
+    seconds: float
+
+
+def simple_models(
+    train: Sequence[str], validation: Sequence[str], tokenizer: Tokenizer, show: Callable[[Row], None] | None = None
+) -> list[Row]:
+    """Score models that count, over bytes and over the tokenizer's ids, and two compressors.
+
+    Args:
+        train: documents to learn from.
+        validation: documents to score, at least one byte in all.
+        tokenizer: whose ids the second family counts.
+        show: called with each row as soon as it is there.
+
+    Returns:
+        Uniform, unigram and add-k trigram over bytes; unigram and add-k trigram over ids; zlib; lzma, which have seen the
+        training text (zlib its last 32 KiB, its window).
+    """
+    n_bytes = sum(len(document.encode()) for document in validation)
+    rows: list[Row] = []
+    for unit, cutter in (("bytes", ByteTokenizer()), (f"{tokenizer.vocab_size:,} ids", tokenizer)):
+        learned, scored = (packed_ids(texts, cutter) for texts in (train, validation))
+        orders = {"uniform": 0, "unigram": 1, "trigram": 3} if unit == "bytes" else {"unigram": 1, "trigram": 3}
+        for name, order in orders.items():
+            rows.append(count_and_score(f"{name}, {unit}", order, cutter.vocab_size, learned, scored, n_bytes))
+            if show is not None:
+                show(rows[-1])
+    whole = ["\n".join(texts).encode() for texts in (train, validation)]
+    for name, compress in (("zlib", zlib_bits_per_byte), ("lzma", lzma_bits_per_byte)):
+        start = time.perf_counter()
+        rows.append(Row(name, compress(whole[1], whole[0]), None, time.perf_counter() - start))
+        if show is not None:
+            show(rows[-1])
+    return rows
+
+
+def packed_ids(documents: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
+    """(N,) int64: the ids of all documents, the end-of-text id behind each."""
+    end = tokenizer.special_tokens[END_OF_TEXT]
+    return np.array([token_id for document in documents for token_id in (*tokenizer.encode(document), end)], np.int64)
+
+
+def count_and_score(
+    name: str, order: int, vocab_size: int, train: np.ndarray, validation: np.ndarray, n_bytes: int
+) -> Row:
+    """Fit an n-gram model, its k chosen on the end of the training ids, and score the validation ids."""
+    start = time.perf_counter()
+    model = NGramModel(order, vocab_size).fit(train)
+    if order > 0:
+        held_out = train[-min(BYTES_TO_CHOOSE_K, max(1, len(train) // 10)) :]
+        chosen = choose_add_k(NGramModel(order, vocab_size).fit(train[: -len(held_out)]), held_out, CANDIDATE_K)
+        model = model.with_add_k(chosen.add_k)
+    nats = -float(model.log_probabilities(validation).sum())
+    n_entries = sum(len(level.keys) for level in model.levels or [])
+    return Row(name, bits_per_byte(nats, n_bytes), n_entries, time.perf_counter() - start)
+
+
+def markdown_table(rows: Sequence[Row], floor: tuple[str, float] | None = None) -> str:
+    """The rows as a Markdown table, in the order given; with a floor, each row's distance to it.
+
+    Args:
+        rows: of one text.
+        floor: (name, bits per byte) of what no model can beat, if known; it becomes the last row.
+    """
+    head = ["model", "bits per byte", *(["above the floor"] if floor else []), "entries", "seconds"]
+    lines = [f"| {' | '.join(head)} |", f"| --- |{' --: |' * (len(head) - 1)}"]
+    for row in rows:
+        above = [f"{row.bits_per_byte / floor[1] - 1:+.1%}"] if floor else []
+        entries = "" if row.n_entries is None else f"{row.n_entries:,}"
+        lines.append(f"| {' | '.join([row.name, f'{row.bits_per_byte:.3f}', *above, entries, f'{row.seconds:.1f}'])} |")
+    if floor:
+        lines.append(f"| {' | '.join([f'**{floor[0]}**', f'**{floor[1]:.3f}**', '', '', ''])} |")
+    return "\n".join(lines)

@@ -1,0 +1,109 @@
+"""`minillm generate`: continue a prompt, token by token."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minillm.config import setting
+from minillm.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from minillm.verbs.run_folder import Run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Continue a prompt with a trained model and show the text as it grows."""
+
+    run: Path = setting(Path("runs/demo"), "folder of the run", positional=True)
+    prompt: str = setting("", "the beginning; empty begins a document")
+    max_new_tokens: int = setting(200, "the most tokens to add")
+    n_samples: int = setting(1, "how many continuations")
+    temperature: float = setting(0.8, "below 1 favours likely tokens, above 1 evens out, 0 always takes the likeliest")
+    top_k: int = setting(0, "keep only the k likeliest tokens; 0 keeps all")
+    top_p: float = setting(0.95, "keep the fewest tokens whose probabilities reach this sum")
+    min_p: float = setting(0.0, "drop tokens less likely than this times the likeliest")
+    repetition_penalty: float = setting(1.0, "above 1 makes tokens that already occurred less likely")
+    stop: str = setting("", "end when this text appears")
+    seed: int = setting(0, "for the draws; continuation i uses seed + i")
+    keep_last: bool = setting(False, "let a prompt be longer than the context: the model sees its end only")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps; one that is missing is an error")
+    precision: str = setting("fp32", "number format of the weights", choices=("auto", "fp32", "bf16", "fp16"))
+
+    def __post_init__(self) -> None:
+        if self.n_samples < 1 or self.max_new_tokens < 1:
+            raise ConfigError(f"n_samples and max_new_tokens must be at least 1, not {self.n_samples} and {self.max_new_tokens}")
+
+
+def run(settings: Settings) -> None:
+    """Print the prompt and its continuations."""
+    from minillm.runtime import choose_device, choose_dtype
+    from minillm.verbs.run_folder import open_run
+
+    device = choose_device(settings.device)
+    opened = open_run(settings.run, device, choose_dtype(settings.precision, device).dtype)
+    for number in range(settings.n_samples):
+        if settings.n_samples > 1:
+            print(f"--- {number + 1}")
+        print(settings.prompt, end="", flush=True)
+        for text in continuation(opened, settings, settings.prompt, settings.seed + number):
+            print(text, end="", flush=True)
+        print()
+
+
+def continuation(opened: "Run", settings: Settings, prompt: str, seed: int) -> Iterator[str]:
+    """The pieces of text that follow a prompt, as they are drawn; they end with the document, the stop text or the limit.
+
+    Args:
+        opened: the run.
+        settings: how to draw, when to stop.
+        prompt: ordinary text; what looks like a special token in it is text too.
+        seed: for the draws.
+    """
+    from minillm.infer.generate import generate_stream
+    from minillm.infer.sampling import SamplingConfig
+    from minillm.runtime import generator
+    from minillm.tokenizers.tokenizer import END_OF_TEXT
+
+    tokenizer, model = opened.tokenizer, opened.model
+    end = tokenizer.special_tokens[END_OF_TEXT]
+    sampling = SamplingConfig(
+        temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p, min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+    )  # fmt: skip
+    ids = generate_stream(
+        model, [end, *tokenizer.encode(prompt)], settings.max_new_tokens, sampling, stop_ids=[end],
+        generator=generator(seed, device_of(model)), keep_last=settings.keep_last,
+    )  # fmt: skip
+    yield from until(tokenizer.decode_stream(ids), settings.stop)
+
+
+def device_of(model) -> "torch.device":
+    """Where the model's weights lie."""
+    return next(model.parameters()).device
+
+
+def until(pieces: Iterator[str], stop: str) -> Iterator[str]:
+    """The pieces up to the first appearance of `stop`, which may be spread over several; an empty stop is none.
+
+    Example:
+        >>> list(until(iter(["ab", "c", "d"]), "bc"))
+        ['a']
+    """
+    held = ""
+    for piece in pieces:
+        held += piece
+        if stop and stop in held:
+            before = held.split(stop, 1)[0]
+            if before:
+                yield before
+            return
+        kept = max((size for size in range(min(len(stop), len(held) + 1)) if held.endswith(stop[:size])), default=0)
+        ready, held = held[: len(held) - kept], held[len(held) - kept :]
+        if ready:
+            yield ready
+    if held:
+        yield held

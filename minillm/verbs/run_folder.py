@@ -1,0 +1,98 @@
+"""A run is a folder: what `minillm train` writes and the other verbs read.
+
+    RUN/settings.json     the settings of `minillm train`
+        tokenizer.json    the tokenizer
+        text/train/  text/validation/   the packed ids
+        checkpoints/      the newest sound one is the model
+        metrics.jsonl     one line per measurement        loss.png  samples.txt
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minillm.config import config_from_dict
+from minillm.data.packing import PackedTokens, open_packed
+from minillm.errors import CheckpointError, DataError
+from minillm.models.gpt import GPT, GPTConfig
+from minillm.tokenizers.loading import load_tokenizer
+from minillm.tokenizers.tokenizer import Tokenizer
+from minillm.train.checkpoint import RunParts, load_checkpoint, newest_valid_checkpoint, read_state
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where everything of a run lies."""
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        return self.path / "settings.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def loss_plot(self) -> Path:
+        return self.path / "loss.png"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.txt"
+
+    def packed(self, part: str) -> Path:
+        """The folder of the packed ids of "train" or "validation"."""
+        return self.path / "text" / part
+
+    def open_text(self, part: str, tokenizer: Tokenizer) -> PackedTokens:
+        """The packed ids of that part, checked to be this tokenizer's."""
+        return open_packed(self.packed(part), tokenizer)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model with its tokenizer, ready to use."""
+
+    folder: RunFolder
+    model: GPT
+    tokenizer: Tokenizer
+    step: int
+
+
+def open_run(path: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Run:
+    """Load the newest sound checkpoint of a run.
+
+    Args:
+        path: the run's folder.
+        device: where to put the model.
+        dtype: number format of its weights.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        DataError: if there is no such run.
+        CheckpointError: if it has no sound checkpoint, or one of another tokenizer.
+    """
+    folder = RunFolder(Path(path))
+    if not folder.settings.is_file():
+        raise DataError(f"{path} is not a run: it has no settings.json; give the folder that minillm train --out made")
+    checkpoint = newest_valid_checkpoint(folder.checkpoints)
+    if checkpoint is None:
+        raise CheckpointError(f"{path} has no checkpoint yet: train it first, or wait for its first checkpoint")
+    tokenizer = load_tokenizer(folder.tokenizer)
+    shape = read_state(checkpoint)["config"].get("model", {})
+    model = GPT(config_from_dict(GPTConfig, shape, where=str(checkpoint)), torch.Generator().manual_seed(0))
+    state = load_checkpoint(checkpoint, RunParts(model, tokenizer_fingerprint=tokenizer.fingerprint()))
+    return Run(folder, model.to(device, dtype).eval(), tokenizer, state["step"])

@@ -1,0 +1,131 @@
+"""`minillm train`: from a text to a trained model in a folder."""
+
+import sys
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from minillm.config import config_from_json, config_to_dict, config_to_json, setting
+from minillm.errors import ConfigError
+
+DEFAULT_OUT = Path("runs")
+PRESETS: dict[str, dict[str, object]] = {
+    "": {},
+    "gpu": {
+        "model": "gpt2", "size": "base", "max_seq_len": 1024, "vocab_size": 16384, "batch_size": 32, "microbatches": 8,
+        "steps": 2000, "learning_rate": 6e-4, "warmup_steps": 100, "precision": "bf16", "device": "cuda", "compile": True,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Train a model on a text. Without arguments: a small modern decoder on the stories of this project, in a minute or two.
+
+    Ctrl-C (or SIGTERM) saves and leaves; the same command with --resume goes on as if nothing had happened.
+    """
+
+    data: tuple[str, ...] = setting(("stories-en",), "names (see minillm data), files, folders or glob patterns of texts")
+    model: str = setting("modern", "model family", choices=("gpt2", "modern"))
+    size: str = setting("tiny", "model size", choices=("nano", "tiny", "small", "medium", "base", "large"))
+    preset: str = setting("", "settings for a purpose; gpu: GPT-2-small's shape on one CUDA card", choices=tuple(PRESETS))
+    steps: int = setting(300, "optimizer steps in all")
+    batch_size: int = setting(32, "sequences per step")
+    microbatches: int = setting(1, "parts of a batch that go through the model one after another, to save memory")
+    max_seq_len: int = setting(128, "context in tokens")
+    tokenizer: str = setting("bpe", "bpe, chars, words or bytes, learned from the text; or the file of a saved tokenizer")
+    vocab_size: int = setting(1024, "token ids to learn, for bpe and words")
+    optimizer: str = setting("auto", "auto is muon for modern, adamw for gpt2", choices=("auto", "adamw", "muon"))
+    learning_rate: float = setting(0.0, "top learning rate; 0 takes the optimizer's usual one")
+    warmup_steps: int = setting(10, "steps in which the learning rate rises")
+    weight_decay: float = setting(0.1, "share of each matrix, times the learning rate, taken away per step")
+    max_norm: float = setting(1.0, "gradients are clipped to this norm")
+    dropout: float = setting(0.0, "chance of dropping a number while training")
+    precision: str = setting("auto", "number format of the products", choices=("auto", "fp32", "bf16", "fp16"))
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps; one that is missing is an error")
+    compile: bool = setting(False, "let torch.compile fuse the model's operations")
+    seed: int = setting(0, "for weights, batches, the split of the text and samples")
+    validation_fraction: float = setting(0.1, "share of the documents set aside")
+    validate_every: int = setting(50, "steps between validations; 0 validates at the end only")
+    sample_every: int = setting(100, "steps between samples; 0 samples at the end only")
+    checkpoint_every: int = setting(100, "steps between checkpoints; 0 saves at the end only")
+    keep_last: int = setting(2, "checkpoints to keep, at least 2")
+    log_every: int = setting(5, "steps between lines of metrics")
+    prompt: str = setting("", "beginning of the samples; empty begins a document")
+    out: Path = setting(DEFAULT_OUT, "folder of the run; runs/ alone makes runs/DATA-MODEL-SIZE")
+    resume: bool = setting(False, "go on with the run in --out; settings that are not given are the run's own")
+    dry_run: bool = setting(False, "print the settings, parameters, memory and FLOPs; train nothing, write nothing")
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_seq_len", "vocab_size", "microbatches"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.data:
+            raise ConfigError("data is empty; name at least one text")
+
+
+def run(settings: Settings) -> int:
+    """Resolve the settings, read the text, train; returns the program's exit code."""
+    from minillm.train.signals import exit_code
+    from minillm.verbs.training import read_texts, train_run, what_it_costs
+
+    settings = resolve(settings)
+    texts = read_texts(settings)
+    if settings.dry_run:
+        print(config_to_json(settings), end="")
+        print(what_it_costs(settings, texts))
+        return 0
+    result, folder = train_run(settings, texts)
+    again = " ".join(["minillm train", "--out", str(folder.path), "--resume"])
+    if result.stopped_by:
+        print(f"stopped by {result.stopped_by} after step {result.step}; go on with: {again}", file=sys.stderr)
+    else:
+        print(f"done: {folder.path}; try: minillm generate {folder.path} --prompt ...")
+    return exit_code(result.stopped_by)
+
+
+def resolve(settings: Settings) -> Settings:
+    """The settings with preset, folder and, on a resume, the run's own settings filled in.
+
+    Raises:
+        ConfigError: if a resume contradicts the run, or the folder holds a run already.
+    """
+    if settings.out == DEFAULT_OUT:
+        words = [Path(name).stem for name in settings.data] + [settings.model, settings.size]
+        settings = replace(settings, out=DEFAULT_OUT / "-".join(words).replace("*", "all"))
+    file = settings.out / "settings.json"
+    if settings.resume:
+        return resumed(settings, file)
+    if file.exists() and not settings.dry_run:
+        raise ConfigError(f"{settings.out} holds a run already: --resume goes on with it; else choose another --out")
+    preset = PRESETS[settings.preset]
+    return replace(settings, **{name: value for name, value in preset.items() if name in not_given(settings)})
+
+
+def not_given(settings: Settings) -> set[str]:
+    """Names of the settings that have their default."""
+    return {field.name for field in fields(settings) if getattr(settings, field.name) == field.default}
+
+
+def resumed(settings: Settings, file: Path) -> Settings:
+    """The saved settings; given ones must agree, except `steps`, which may grow, and what does not change the run."""
+    if not file.is_file():
+        raise ConfigError(f"there is no run in {settings.out} to go on with; leave out --resume to begin one")
+    saved = config_from_json(Settings, file.read_text(encoding="utf-8"), where=str(file))
+    free = {"out", "resume", "dry_run", "steps", "device", "keep_last"}
+    given = {name: value for name, value in asdict(settings).items() if name not in not_given(settings)}
+    wrong = [f"{name} {value!r}, the run has {getattr(saved, name)!r}" for name, value in given.items()
+             if name not in free and value != getattr(saved, name)]  # fmt: skip
+    if wrong:
+        raise ConfigError(f"--resume of {settings.out} with other settings: {'; '.join(wrong)}; leave them out or begin a new run")
+    return replace(saved, **{name: value for name, value in given.items() if name in free}, out=settings.out)
+
+
+def saved_form(settings: Settings) -> str:
+    """The settings as settings.json keeps them."""
+    return config_to_json(replace(settings, resume=False, dry_run=False))
+
+
+def identity(settings: Settings) -> dict[str, object]:
+    """The settings that a checkpoint must agree with."""
+    free = ("out", "resume", "dry_run", "steps", "device", "keep_last", "preset")
+    return {name: value for name, value in config_to_dict(settings).items() if name not in free}

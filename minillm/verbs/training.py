@@ -1,0 +1,236 @@
+"""What `minillm train` and `minillm demo` share: texts to packed ids, model, optimizer and loop, then plot and samples."""
+
+import itertools
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from minillm.data.batches import SequentialBatches
+from minillm.data.corpora import documents
+from minillm.data.packing import PackedTokens, open_packed, pack
+from minillm.data.split import split_documents, split_text
+from minillm.errors import DataError
+from minillm.evaluate.likelihood import bits_per_byte
+from minillm.infer.generate import generate
+from minillm.infer.sampling import SamplingConfig
+from minillm.models.gpt import GPT, GPTConfig
+from minillm.models.registry import flops_per_token, memory_bytes, model_config, parameters
+from minillm.plots import Line, Panel, plot_panels, running_mean
+from minillm.runtime import choose_device, choose_dtype, generator, matmul_flops_per_second
+from minillm.tokenizers.loading import load_tokenizer
+from minillm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+from minillm.train.checkpoint import CheckpointFolder
+from minillm.train.hooks import Hook, MetricsLog, ProgressLine
+from minillm.train.loop import LoopConfig, TrainResult, train, validation_loss
+from minillm.train.metrics import read_metrics
+from minillm.train.precision import Precision
+from minillm.verbs.recipes import choose_recipe, make_optimizer, make_schedule
+from minillm.verbs.run_folder import RunFolder
+from minillm.verbs.tokenize import train_tokenizer
+from minillm.verbs.train import Settings, identity, saved_form
+
+VALIDATION_TOKENS = 32_768  # at most so many for each validation while training; `minillm evaluate` takes all
+SAMPLE_TOKENS = 120
+SAMPLING = SamplingConfig(temperature=0.8, top_p=0.95)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Documents to learn from, and documents set aside."""
+
+    train: list[str]
+    validation: list[str]
+
+
+def read_texts(settings: Settings) -> Texts:
+    """Read all named texts and set a part aside: whole documents, or the end of a single one.
+
+    Raises:
+        DataError: if a text is missing, damaged or empty.
+    """
+    found = [text for name in settings.data for text in documents(name) if text.strip()]
+    if not found:
+        raise DataError(f"{', '.join(settings.data)}: there is no text in it; give one that is not empty")
+    if len(found) == 1:
+        parts = split_text(found[0], settings.validation_fraction)
+        return Texts([parts[0]], [parts[1]])
+    return Texts(*split_documents(found, settings.validation_fraction, settings.seed))
+
+
+def make_tokenizer(settings: Settings, texts: Texts) -> Tokenizer:
+    """Learn the tokenizer from the training texts, or load it from a file."""
+    if settings.tokenizer in ("bpe", "chars", "words", "bytes"):
+        learn_from = texts.train + texts.validation if settings.tokenizer == "chars" else texts.train
+        return train_tokenizer(settings.tokenizer, learn_from, settings.vocab_size)
+    return load_tokenizer(Path(settings.tokenizer))
+
+
+def shape_of(settings: Settings, vocab_size: int) -> GPTConfig:
+    """The model's shape."""
+    return model_config(settings.model, settings.size, vocab_size, settings.max_seq_len, dropout=settings.dropout)
+
+
+def what_it_costs(settings: Settings, texts: Texts) -> str:
+    """Parameters, memory and FLOPs of a run, in words."""
+    config = shape_of(settings, make_tokenizer(settings, texts).vocab_size)
+    rows = max(1, settings.batch_size // settings.microbatches)
+    memory = memory_bytes(config, rows, bytes_per_activation=2 if settings.precision == "bf16" else 4)
+    n_tokens = settings.steps * settings.batch_size * settings.max_seq_len
+    flops = flops_per_token(config)
+    return "\n".join(
+        [
+            f"text          {sum(len(text.encode()) for text in texts.train):,} bytes to learn from, "
+            f"{sum(len(text.encode()) for text in texts.validation):,} set aside",
+            f"parameters    {parameters(config):,} ({config.n_layers} layers, {config.n_heads} heads, width {config.d_model}, "
+            f"{config.vocab_size:,} token ids)",
+            f"memory        about {memory.total_bytes / 1e6:,.0f} MB: weights {memory.weights_bytes / 1e6:,.0f}, gradients "
+            f"{memory.gradients_bytes / 1e6:,.0f}, optimizer {memory.optimizer_bytes / 1e6:,.0f}, activations {memory.activations_bytes / 1e6:,.0f}",
+            f"FLOPs         {flops:,} per token (6 N + 12 L C T), {flops * n_tokens:.3g} for {n_tokens:,} tokens",
+        ]
+    )  # fmt: skip
+
+
+def prepare(settings: Settings, texts: Texts, folder: RunFolder) -> Tokenizer:
+    """Write settings, tokenizer and packed ids into a new run's folder; on a resume only read the tokenizer."""
+    if settings.resume:
+        return load_tokenizer(folder.tokenizer)
+    tokenizer = make_tokenizer(settings, texts)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder.tokenizer)
+    for part, documents_of_part in (("train", texts.train), ("validation", texts.validation)):
+        pack(documents_of_part, tokenizer, folder.packed(part))
+    folder.settings.write_text(saved_form(settings), encoding="utf-8")
+    return tokenizer
+
+
+def train_run(settings: Settings, texts: Texts, hooks: tuple[Hook, ...] = ()) -> tuple[TrainResult, RunFolder]:
+    """Train a model and leave everything in its folder.
+
+    Args:
+        settings: resolved.
+        texts: what to learn from.
+        hooks: more listeners of the loop.
+
+    Returns:
+        How the loop ended, and the folder.
+    """
+    folder = RunFolder(settings.out)
+    device = choose_device(settings.device)
+    number_format = choose_dtype(settings.precision, device)
+    tokenizer = prepare(settings, texts, folder)
+    tokens, held_out = (open_packed(folder.packed(part), tokenizer) for part in ("train", "validation"))
+    batches = SequentialBatches(tokens, settings.batch_size, settings.max_seq_len, settings.seed)
+    config = shape_of(settings, tokenizer.vocab_size)
+    model = GPT(config, generator(settings.seed)).to(device)
+    recipe = choose_recipe(
+        settings.model, settings.optimizer, settings.learning_rate, settings.warmup_steps, settings.weight_decay
+    )
+    print(
+        f"{folder.path}: {model.n_parameters():,} parameters, {len(tokens):,} tokens of training text "
+        f"({batches.batches_per_epoch} steps an epoch), {number_format.name} on {device} ({number_format.reason}), "
+        f"{recipe.optimizer} {recipe.learning_rate:g}",
+        flush=True,
+    )
+    optimizer = make_optimizer(recipe, model, config)
+    if settings.compile:
+        model.compile()
+    precision = Precision(number_format.name)
+    result = train(
+        model,
+        optimizer,
+        batches.batch,
+        LoopConfig(
+            settings.steps, number_format.name, settings.microbatches, settings.max_norm, settings.log_every,
+            settings.validate_every, settings.sample_every, settings.checkpoint_every,
+        ),
+        schedule=make_schedule(recipe, settings.steps),
+        validate=validation(model, held_out, settings, precision),
+        sample=sampler(model, tokenizer, settings),
+        hooks=[MetricsLog(folder.metrics), ProgressLine(), *hooks],
+        checkpoints=CheckpointFolder(folder.checkpoints, settings.keep_last),
+        resume=settings.resume,
+        run_config={"model": asdict(config), "settings": identity(settings)},
+        tokenizer_fingerprint=tokenizer.fingerprint(),
+    )  # fmt: skip
+    write_results(folder)
+    print(utilisation(folder, config, device, number_format.dtype), flush=True)
+    return result, folder
+
+
+def validation(
+    model: GPT, held_out: PackedTokens, settings: Settings, precision: Precision
+) -> Callable[[Callable[[], bool]], Mapping[str, float] | None]:
+    """The loop's validation: loss in nats per token and bits per byte on the first tokens set aside."""
+    seq_len = min(settings.max_seq_len, len(held_out) - 1)
+    if seq_len < 1:
+        raise DataError("the text set aside for validation has a single token; give a longer text")
+    n_windows = min((len(held_out) - 1) // seq_len, max(1, VALIDATION_TOKENS // seq_len))
+    rows = next(rows for rows in range(min(settings.batch_size, n_windows), 0, -1) if n_windows % rows == 0)
+    batches = SequentialBatches(held_out, rows, seq_len, seed=0, shuffle=False)
+    bytes_per_token = held_out.n_text_bytes / len(held_out)
+
+    def validate(should_stop: Callable[[], bool]) -> Mapping[str, float] | None:
+        figures = validation_loss(model, batches.batch, n_windows // rows, should_stop, precision=precision)
+        return figures and {**figures, "bits_per_byte": bits_per_byte(figures["loss"], 1) / bytes_per_token}
+
+    return validate
+
+
+def sampler(model: GPT, tokenizer: Tokenizer, settings: Settings) -> Callable[[Callable[[], bool]], str]:
+    """The loop's sample: the continuation of the prompt, drawn from a generator of its own."""
+    end = tokenizer.special_tokens[END_OF_TEXT]
+    prompt = [end, *tokenizer.encode(settings.prompt)][-settings.max_seq_len :]
+    n_new = min(SAMPLE_TOKENS, max(1, settings.max_seq_len - len(prompt)))
+
+    def sample(should_stop: Callable[[], bool]) -> str:
+        device = model.token_embedding.weight.device
+        draw = generator(settings.seed, device)
+        model.eval()
+        new_ids = generate(model, [prompt], n_new, SAMPLING, stop_ids=[end], generator=draw)[0]
+        return settings.prompt + tokenizer.decode(new_ids)
+
+    return sample
+
+
+def write_results(folder: RunFolder) -> None:
+    """Draw the loss curve and collect the samples from the metrics."""
+    metrics = read_metrics(folder.metrics)
+    samples = [entry for entry in metrics if entry["kind"] == "sample"]
+    text = "".join(f"--- step {entry['step']}\n{entry['text']}\n\n" for entry in samples)
+    folder.samples.write_text(text, encoding="utf-8")
+    if any(entry["kind"] == "train" for entry in metrics):
+        plot_panels([loss_panel(folder.path.name, metrics)], folder.loss_plot)
+
+
+def loss_panel(title: str, metrics: list[dict]) -> Panel:
+    """The curves of one run: training loss as measured and smoothed, and validation loss."""
+    points = {
+        kind: [(entry["step"], entry["loss"]) for entry in metrics if entry["kind"] == kind and entry["loss"] is not None]
+        for kind in ("train", "validation")
+    }
+    steps, losses = map(list, zip(*points["train"], strict=True)) if points["train"] else ([], [])
+    lines = {"training": Line(steps, losses, faint=True), "training, smoothed": Line(steps, running_mean(losses, 10))}
+    if points["validation"]:
+        lines["validation"] = Line(*map(list, zip(*points["validation"], strict=True)))
+    return Panel(title, "step", "loss (nats per token)", lines)
+
+
+def utilisation(folder: RunFolder, config: GPTConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """Model FLOPs utilisation of the run's second half: operations the model needs over what the device can do."""
+    rates = [entry["tokens_per_second"] for entry in read_metrics(folder.metrics, "train")]
+    rate = statistics.median(rates[len(rates) // 2 :]) if rates else 0.0
+    peak = matmul_flops_per_second(device, dtype)
+    used = flops_per_token(config) * rate
+    return (
+        f"{rate:,.0f} tokens/s; MFU = (6 N + 12 L C T) * tokens/s / measured matrix product rate "
+        f"= {used / 1e9:,.1f} / {peak / 1e9:,.1f} GFLOP/s = {used / peak:.1%}"
+    )
+
+
+def first_documents(texts: list[str], n_bytes: int) -> list[str]:
+    """Whole documents from the front, as many as fit into `n_bytes` of UTF-8, at least one."""
+    sizes = itertools.accumulate(len(text.encode()) for text in texts)
+    return texts[: max(1, sum(size <= n_bytes for size in sizes))]
