@@ -1,8 +1,8 @@
 """BPE training and encoding against Hugging Face `tokenizers` (Rust): `python benchmarks/bpe.py [--quick]`.
 
-The text is 5.24 MB of plays, documentation and source code from this machine: TinyShakespeare where `../shared/data` exists,
-the help topics of Python and its standard library. Both sides split as GPT-2 does, train the same vocabulary size and encode
-the same list of documents with caches that start empty.
+The text is 5.24 MB of plays, documentation and source code from this machine: TinyShakespeare where `../shared/data`
+exists, the help topics of Python and its standard library. Both sides split as GPT-2 does, train the same vocabulary
+size and encode the same list of documents with caches that start empty.
 """
 
 import argparse

@@ -61,16 +61,17 @@ class BPETokenizer(TableTokenizer):
                 bytes, a merge is there twice or uses a token that no earlier merge makes, or a special token has no id
                 of its own.
         """
-        self.vocab = dict(vocab)
+        if isinstance(special_tokens, Mapping):
+            number_specials(special_tokens, 0)
         self.merges = [(left, right) for left, right in merges]
         self._split_pattern: SplitPattern = split_pattern(pattern)
-        id_of = _invert(self.vocab)
+        id_of = _invert(_without_specials(vocab, special_tokens))
         self._byte_ids = _byte_ids(id_of)
         self._products, self._ranks = _index_merges(self.merges, id_of)
-        if not isinstance(special_tokens, Mapping):
+        if not isinstance(special_tokens, Mapping):            # strings without ids
             special_tokens = _number_bpe_specials(special_tokens, id_of, {*self._byte_ids, *self._products})
         _check_special_ids(special_tokens, {*self._byte_ids, *self._products})
-        super().__init__(self.vocab, special_tokens)
+        super().__init__(vocab, special_tokens)
         self.merges_ran_out = False
         self._split = self._split_pattern.splitter()
         self._cut = self._split_pattern.cutter()
@@ -203,6 +204,10 @@ class BPETokenizer(TableTokenizer):
     def _encode_piece(self, piece: str) -> tuple[int, ...]:
         return tuple(self.encode_bytes(piece.encode()))
 
+    def ordinary_vocab(self) -> dict[int, bytes]:
+        """id -> bytes of all tokens but the special ones."""
+        return _without_specials(self.vocab, self.special_tokens)
+
     def encode_bytes(self, piece: bytes) -> list[int]:
         """The ids of one piece that is not split any further, any bytes; the merges alone decide."""
         return merge_ids([self._byte_ids[byte] for byte in piece], self._ranks, self._products)
@@ -217,7 +222,7 @@ class BPETokenizer(TableTokenizer):
             name: what tiktoken calls it.
 
         Raises:
-            TokenizerError: if the ids do not ascend in the order of the merges, as training and GPT-2's files give them.
+            TokenizerError: if the ids do not ascend in the order of the merges, as those of training and GPT-2 do.
         """
         import tiktoken
 
@@ -234,7 +239,7 @@ class BPETokenizer(TableTokenizer):
         return {
             "pattern": self.pattern,
             "special_tokens": self.special_tokens,
-            "vocab": {printable(token): token_id for token_id, token in self.vocab.items()},
+            "vocab": {printable(token): token_id for token_id, token in self.ordinary_vocab().items()},
             "merges": [f"{printable(left)} {printable(right)}" for left, right in self.merges],
         }
 
@@ -265,7 +270,7 @@ class Memory(dict[str, tuple[int, ...]]):
 
 def count_pieces(
     texts: Iterable[Iterable[str]], special_tokens: Iterable[str], pattern: SplitPattern
-) -> Counter[bytes]:
+) -> dict[bytes, int]:
     """How often each piece occurs in a corpus.
 
     Args:
@@ -278,21 +283,33 @@ def count_pieces(
     """
     split, cut = pattern.splitter(), pattern.cutter()
     chunk_counts: Counter[str] = Counter()
-    piece_counts: Counter[bytes] = Counter()
+    piece_counts: Counter[str] = Counter()
 
-    def flush() -> None:
+    def count_pieces_of_chunks() -> None:
+        once = (chunk for chunk, count in chunk_counts.items() if count == 1)
+        piece_counts.update(chain.from_iterable(map(split, once)))    # most chunks: counted in C
         for chunk, count in chunk_counts.items():
-            for piece in split(chunk):
-                piece_counts[piece.encode()] += count
+            if count > 1:
+                for piece in split(chunk):
+                    piece_counts[piece] += count
         chunk_counts.clear()
 
     for parts in texts:
         for chunks in ordinary_chunks(parts, special_tokens, cut):
             chunk_counts.update(chunks)
             if len(chunk_counts) > MAX_COUNTED_CHUNKS:
-                flush()
-    flush()
-    return piece_counts
+                count_pieces_of_chunks()
+    count_pieces_of_chunks()
+    return {piece.encode(): count for piece, count in piece_counts.items()}
+
+
+def _without_specials(
+    vocab: Mapping[int, bytes], special_tokens: Iterable[str] | Mapping[str, int]
+) -> dict[int, bytes]:
+    """The vocabulary without the special tokens whose ids are given."""
+    given = special_tokens if isinstance(special_tokens, Mapping) else {}
+    specials = {(token_id, string.encode()) for string, token_id in given.items()}
+    return {token_id: token for token_id, token in vocab.items() if (token_id, token) not in specials}
 
 
 def _invert(vocab: Mapping[int, bytes]) -> dict[bytes, int]:

@@ -1,7 +1,7 @@
 """Byte-pair encoding, fast: the merges and ids of `bpe_naive`, without looking at anything twice.
 
-Both functions keep a chain of tokens in lists: `symbols[i]` is the id of the token that begins at place i, `after[i]`
-and `before[i]` are the places of its neighbours. Joining two neighbours then costs the same wherever they stand.
+Both keep a chain of tokens in lists: `symbols[i]` is the id of the token that begins at place i, `before[i]` is where
+the token to its left begins. Joining two neighbours then costs the same wherever they stand.
 """
 
 from bisect import insort
@@ -37,47 +37,56 @@ class PairIndex:
             self.symbols.append(NOTHING)
             self.weights += [count] * (len(piece) + 1)
         n_places = len(self.symbols)
-        self.after = list(range(1, n_places + 1))
+        self.widths = [1] * 256                            # id -> bytes, so a token's right neighbour needs no list
         self.before = list(range(-1, n_places - 1))        # the place before 0 is the empty place at the end, -1
-        self.counts: dict[PairIds, int] = defaultdict(int)
         self.places: dict[PairIds, list[int]] = defaultdict(list)
         for place, pair in enumerate(pairwise(self.symbols)):
-            self.counts[pair] += self.weights[place]
             self.places[pair].append(place)
-        for pair in [pair for pair in self.counts if NOTHING in pair]:
-            del self.counts[pair], self.places[pair]
+        for pair in [pair for pair in self.places if NOTHING in pair]:
+            del self.places[pair]
+        self.counts = {pair: sum(map(self.weights.__getitem__, places)) for pair, places in self.places.items()}
 
-    def merge(self, pair: PairIds, new_id: int) -> set[PairIds]:
+    def merge(self, pair: PairIds, new_id: int) -> list[PairIds]:
         """Join every occurrence of `pair` into `new_id`, from left to right.
+
+        Args:
+            pair: a pair that occurs.
+            new_id: the next unused id; the first call gets 256.
 
         Returns:
             The pairs that this created: all of them contain `new_id`. Counts of other pairs have only gone down.
         """
         left_id, right_id = pair
-        symbols, weights, after, before = self.symbols, self.weights, self.after, self.before
-        counts, places = self.counts, self.places
-        created = set()
-        for left in places.pop(pair):
-            right = after[left]
+        symbols, before = self.symbols, self.before
+        left_width, right_width = self.widths[left_id], self.widths[right_id]
+        self.widths.append(left_width + right_width)
+        to_left: dict[int, list[int]] = defaultdict(list)  # token left of the new one -> its places
+        to_right: dict[int, list[int]] = defaultdict(list)  # token right of the new one -> places of the new one
+        for left in self.places.pop(pair):
+            right = left + left_width
             if symbols[left] != left_id or symbols[right] != right_id:
                 continue                                   # joined into something else meanwhile
-            weight, previous, following = weights[left], before[left], after[right]
+            previous, following = before[left], right + right_width
             symbols[left], symbols[right] = new_id, NOTHING
-            after[left], before[following] = following, left
-            if (neighbour := symbols[previous]) != NOTHING:
-                counts[neighbour, left_id] -= weight
-                grown = neighbour, new_id
-                counts[grown] += weight
-                places[grown].append(previous)
-                created.add(grown)
-            if (neighbour := symbols[following]) != NOTHING:
-                counts[right_id, neighbour] -= weight
-                grown = new_id, neighbour
-                counts[grown] += weight
-                places[grown].append(left)
-                created.add(grown)
-        counts.pop(pair, None)
+            before[following] = left
+            to_left[symbols[previous]].append(previous)
+            to_right[symbols[following]].append(left)
+        created = [(new_id, neighbour) for neighbour in to_right if neighbour != NOTHING]
+        for grown in created:
+            self._replace((right_id, grown[1]), grown, to_right[grown[1]])
+        for neighbour in to_left:
+            if neighbour != NOTHING:
+                created.append((neighbour, new_id))
+                self._replace((neighbour, left_id), (neighbour, new_id), to_left[neighbour])
+        del self.counts[pair]
         return created
+
+    def _replace(self, lost: PairIds, grown: PairIds, places: list[int]) -> None:
+        """At these places, all of those of `grown`, that pair stands now instead of `lost`."""
+        count = sum(map(self.weights.__getitem__, places))
+        self.counts[lost] -= count
+        self.counts[grown] = count
+        self.places[grown] = places
 
 
 class PairsByCount:

@@ -29,8 +29,9 @@ def read_gpt2(
         TokenizerError: if a file is missing, truncated or of another format.
     """
     vocab = _json_object(vocab_path)
+    special_ids = {string: vocab[string] for string in special_tokens if string in vocab}
     lines = [line for line in _text_of(merges_path).splitlines() if line and not line.startswith("#version")]
-    return BPETokenizer(_vocab(vocab, special_tokens, vocab_path), _merges(lines, merges_path), special_tokens)
+    return BPETokenizer(_vocab(vocab, special_ids, vocab_path), _merges(lines, merges_path), special_tokens)
 
 
 def write_hugging_face(tokenizer: BPETokenizer, path: str | Path) -> None:
@@ -73,8 +74,8 @@ def read_hugging_face(path: str | Path) -> BPETokenizer:
         path: the file.
 
     Raises:
-        TokenizerError: if the file is missing, truncated, foreign, or asks for something that changes the ids and that this
-            library does not do: normalizers, other models than BPE, a space put before the text, stripping.
+        TokenizerError: if the file is missing, truncated, foreign, or asks for something that changes the ids and that
+            this library does not do: normalizers, other models than BPE, a space put before the text, stripping.
     """
     content = _json_object(path)
     model = content.get("model")
@@ -83,13 +84,9 @@ def read_hugging_face(path: str | Path) -> BPETokenizer:
     _refuse(path, "normalizer", content.get("normalizer"), None)
     for name in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         _refuse(path, f"model.{name}", model.get(name) or None, None)
-    special_tokens = {}
-    for token in content.get("added_tokens") or []:
-        for name in ("single_word", "lstrip", "rstrip"):
-            _refuse(path, f"{name} of {token.get('content')!r}", token.get(name, False), False)
-        special_tokens[token["content"]] = token["id"]
+    special_tokens = _special_tokens(content.get("added_tokens", []), path)
     tokenizer = BPETokenizer(
-        _vocab(model["vocab"], special_tokens.keys(), path),
+        _vocab(model["vocab"], special_tokens, path),
         _merges(model["merges"], path),
         special_tokens,
         _pattern(path, content.get("pre_tokenizer")),
@@ -111,22 +108,36 @@ def _text_of(path: str | Path) -> str:
 def _json_object(path: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(_text_of(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise TokenizerError(f"{path} is not JSON, or it was cut off: {error}") from error
     if not isinstance(content, dict):
         raise TokenizerError(f"{path} holds a {type(content).__name__}, expected a JSON object")
     return content
 
 
-def _vocab(tokens: dict[str, int], special_tokens: Collection[str], path: str | Path) -> dict[int, bytes]:
+def _vocab(tokens: Any, special_tokens: dict[str, int], path: str | Path) -> dict[int, bytes]:
     """id -> bytes; special tokens stand there as they are, all others in GPT-2's characters."""
     if not isinstance(tokens, dict) or not all(type(token_id) is int for token_id in tokens.values()):
         raise TokenizerError(f"{path}: the vocabulary must map tokens to integer ids")
     if len(set(tokens.values())) < len(tokens):
         raise TokenizerError(f"{path}: two tokens of the vocabulary have the same id")
     return {
-        token_id: token.encode() if token in special_tokens else bytes_of(token) for token, token_id in tokens.items()
+        token_id: token.encode() if special_tokens.get(token) == token_id else bytes_of(token)
+        for token, token_id in tokens.items()
     }
+
+
+def _special_tokens(added_tokens: Any, path: str | Path) -> dict[str, int]:
+    """String -> id; flags that change what is found in a text are refused."""
+    special_tokens = {}
+    try:
+        for token in added_tokens:
+            for name in ("single_word", "lstrip", "rstrip"):
+                _refuse(path, f"{name} of {token['content']!r}", token.get(name, False), False)
+            special_tokens[token["content"]] = token["id"]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise TokenizerError(f"{path}: added_tokens must be a list of objects with content and id") from error
+    return special_tokens
 
 
 def _merges(lines: list[Any], path: str | Path) -> list[Pair]:
@@ -158,7 +169,7 @@ def _pre_tokenizer(tokenizer: BPETokenizer) -> dict[str, Any]:
 
 
 def _pattern(path: str | Path, pre_tokenizer: Any) -> str:
-    """The split pattern that a pre-tokenizer stands for: ByteLevel alone is GPT-2's, Split and ByteLevel have their own."""
+    """The split pattern that a pre-tokenizer stands for: ByteLevel alone is GPT-2's, Split brings its own."""
     steps = [pre_tokenizer]
     if isinstance(pre_tokenizer, dict) and pre_tokenizer.get("type") == "Sequence":
         steps = pre_tokenizer.get("pretokenizers", [])
@@ -178,8 +189,7 @@ def _pattern(path: str | Path, pre_tokenizer: Any) -> str:
 
 
 def _model(tokenizer: BPETokenizer) -> dict[str, Any]:
-    special_ids = set(tokenizer.special_tokens.values())
-    vocab = {printable(token): token_id for token_id, token in tokenizer.vocab.items() if token_id not in special_ids}
+    vocab = {printable(token): token_id for token_id, token in tokenizer.ordinary_vocab().items()}
     return {
         "type": "BPE",
         "dropout": None,
@@ -201,7 +211,6 @@ def _refuse(path: str | Path, name: str, value: Any, expected: Any) -> None:
 
 def _check_whole_tokens(tokenizer: BPETokenizer, path: str | Path) -> None:
     """`ignore_merges` takes a piece that is a token as it is; refuse a vocabulary where merging would not end there."""
-    special_ids = set(tokenizer.special_tokens.values())
-    for token_id, token in tokenizer.vocab.items():
-        if token_id not in special_ids and tokenizer.encode_bytes(token) != [token_id]:
+    for token_id, token in tokenizer.ordinary_vocab().items():
+        if tokenizer.encode_bytes(token) != [token_id]:
             raise TokenizerError(f"{path} sets ignore_merges, but its merges do not make token {token!r}; {NOT_READ}")

@@ -20,6 +20,6 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     settings = read_settings(path)
     kind = settings.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise TokenizerError(f"{path} holds a tokenizer of kind {kind!r}, known are {sorted(KINDS)}")
     return KINDS[kind].from_file_settings(path, settings)

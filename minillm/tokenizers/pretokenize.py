@@ -71,7 +71,7 @@ GPT2 = SplitPattern(
 # a word, and line breaks stay with the marks before them. Hence a chunk must keep `;\n\n` whole.
 GPT4 = SplitPattern(
     name="gpt4",
-    expression=r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    expression=r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]|\s+(?!\S)|\s",
     ascii_expression=r"'(?:[sdmtSDMT]|[lL]{2}|[vV][eE]|[rR][eE])|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]{1,3}"
     rf"| ?[^{SPACE}A-Za-z0-9]+[\r\n]*|[{SPACE}]*[\r\n]|[{SPACE}]+(?![^{SPACE}])|[{SPACE}]",

@@ -65,6 +65,9 @@ class Tokenizer(Protocol):
 class TableTokenizer:
     """The shared half of all our tokenizers: a table of bytes per id makes decoding, a dict of settings makes files.
 
+    Attributes:
+        vocab: id -> bytes of every token, the special ones included.
+
     A subclass gives `kind`, `encode`, `encode_iterable`, `settings` and `from_settings`, and calls `__init__`.
     """
 
@@ -78,18 +81,17 @@ class TableTokenizer:
             special_tokens: string -> id.
 
         Raises:
-            TokenizerError: if an id is negative or a special token is empty, not a string, or shares its id.
+            TokenizerError: if an id is negative or a special token has the id of another token.
         """
-        taken = dict(vocab)
+        self.vocab = dict(vocab)
         for string, token_id in special_tokens.items():
-            check_special_token(string)
-            if taken.setdefault(token_id, string.encode()) != string.encode():
-                raise TokenizerError(f"special token {string!r} has id {token_id}, which is {taken[token_id]!r}")
-        if any(token_id < 0 for token_id in taken):
-            raise TokenizerError(f"token ids must not be negative, got {min(taken)}")
+            if self.vocab.setdefault(token_id, string.encode()) != string.encode():
+                raise TokenizerError(f"special token {string!r} has id {token_id}, which is {self.vocab[token_id]!r}")
+        if any(token_id < 0 for token_id in self.vocab):
+            raise TokenizerError(f"token ids must not be negative, got {min(self.vocab)}")
         self.special_tokens = dict(special_tokens)
-        self.vocab_size = max(taken, default=-1) + 1
-        self._bytes_of_id: list[bytes | None] = [taken.get(token_id) for token_id in range(self.vocab_size)]
+        self.vocab_size = max(self.vocab, default=-1) + 1
+        self._bytes_of_id: list[bytes | None] = [self.vocab.get(token_id) for token_id in range(self.vocab_size)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids.
@@ -261,7 +263,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise TokenizerError(f"cannot read tokenizer {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{path} is not a tokenizer file, or it was cut off: {error}") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         hint = ""
