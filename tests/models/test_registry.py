@@ -1,0 +1,117 @@
+"""Names, counts and estimates."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from minillm.errors import ConfigError
+from minillm.models.gpt import GPT
+from minillm.models.registry import (
+    SIZES,
+    families,
+    flops_per_token,
+    memory_bytes,
+    model_config,
+    parameters,
+    sizes,
+)
+
+VARIANTS = [
+    {},
+    {"n_kv_heads": 1},
+    {"feed_forward": "swiglu"},
+    {"bias": False, "norm_weight": False},
+    {"norm": "rms", "bias": True, "norm_weight": True},
+    {"position": "rotary"},
+    {"tie_embeddings": False},
+    {"d_ff": 40},
+]
+
+
+@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("overrides", VARIANTS, ids=str)
+def test_parameter_count_is_that_of_the_module(family, overrides):
+    config = model_config(family, "nano", vocab_size=17, max_seq_len=9, **overrides)
+    assert parameters(config) == GPT(config).n_parameters() == sum(p.numel() for p in GPT(config).parameters())
+
+
+def test_base_is_gpt2_small():
+    assert parameters(model_config("gpt2", "base", 50257, 1024)) == 124_439_808
+    assert parameters(model_config("gpt2", "large", 50257, 1024)) == 354_823_168
+
+
+def test_families_of_one_size_have_about_equal_parameters():
+    counts = [parameters(model_config(family, "tiny", 65, 64)) for family in families()]
+    assert max(counts) / min(counts) < 1.05
+
+
+@pytest.mark.parametrize("family", families())
+def test_widths_from_small_up_are_multiples_of_256(family):
+    for size in sizes()[sizes().index("small") :]:
+        for feed_forward in ("gelu", "swiglu", "relu2"):
+            config = model_config(family, size, 1000, 128, feed_forward=feed_forward)
+            assert config.d_model % 256 == 0 and config.d_ff % 256 == 0
+
+
+def test_sizes_grow():
+    counts = [parameters(model_config("gpt2", size, 1000, 128)) for size in sizes()]
+    assert counts == sorted(counts) and tuple(SIZES) == sizes()
+
+
+@pytest.mark.parametrize("overrides", [{}, {"n_kv_heads": 2}, {"feed_forward": "swiglu"}], ids=str)
+def test_flops_agree_with_torch_counting_the_operations(overrides):
+    config = model_config("modern", "tiny", 65, 32, kernels="naive", **overrides)
+    model, ids = GPT(config), torch.zeros(2, 32, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(ids).sum().backward()
+    # Each product costs 2 forward and 4 backward operations a weight; every input has a gradient here.
+    assert counter.get_total_flops() == flops_per_token(config) * ids.numel()
+
+
+def test_flops_of_a_shorter_sequence():
+    config = model_config("gpt2", "tiny", 65, 64)
+    assert flops_per_token(config) - flops_per_token(config, 32) == 12 * 4 * 128 * 32
+
+
+def test_memory_estimate_is_near_what_autograd_keeps():
+    config = model_config("gpt2", "tiny", 65, 64)
+    model, seen = GPT(config), {}
+
+    def remember(tensor):
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    held = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        logits = model(torch.zeros(8, 64, dtype=torch.long))
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.zeros(512, dtype=torch.long))
+    measured = sum(size for pointer, size in seen.items() if pointer not in held)
+    estimate = memory_bytes(config, batch_size=8)
+    assert loss.isfinite()
+    assert estimate.activations_bytes == pytest.approx(measured, rel=0.35)
+    assert estimate.weights_bytes == estimate.gradients_bytes == 4 * parameters(config)
+    assert estimate.optimizer_bytes == 8 * parameters(config)
+    assert estimate.total_bytes == 16 * parameters(config) + estimate.activations_bytes
+
+
+def test_naive_kernels_and_fewer_bytes_are_counted():
+    config = model_config("gpt2", "tiny", 65, 64)
+    naive = memory_bytes(model_config("gpt2", "tiny", 65, 64, kernels="naive"), 2)
+    fast = memory_bytes(config, 2)
+    assert naive.activations_bytes - fast.activations_bytes == 2 * 64 * 4 * (2 * 4 * 64) * 4
+    assert memory_bytes(config, 2, bytes_per_activation=2).activations_bytes * 2 == fast.activations_bytes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "overrides", "message"),
+    [
+        (("gpt3", "tiny"), {}, "unknown model family 'gpt3'; known are"),
+        (("gpt2", "huge"), {}, "unknown model size 'huge'; known are"),
+        (("gpt2", "tiny"), {"n_layer": 3}, r"unknown model settings \['n_layer'\]; known are"),
+        (("gpt2", "tiny"), {"n_heads": 5}, "not a multiple"),
+    ],
+)
+def test_registry_refuses(arguments, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        model_config(*arguments, 65, 64, **overrides)
