@@ -43,7 +43,7 @@ def test_a_path_is_no_name(tmp_path):
 def test_a_name_wins_over_a_file(tmp_path, monkeypatch):
     (tmp_path / "python-docs").write_text("mine")
     monkeypatch.chdir(tmp_path)
-    assert len(list(documents("python-docs"))) == len(topics)
+    assert len(list(documents("python-docs"))) > 0.9 * len(topics)
     assert list(documents("./python-docs")) == ["mine"]
 
 
@@ -60,8 +60,15 @@ def test_stories_come_from_the_clone(tmp_path):
 
 def test_python_documentation():
     texts = list(documents("python-docs"))
-    assert texts == [topics[name] for name in sorted(topics)] == list(documents("python-docs"))
-    assert sum(map(len, texts)) > 300_000
+    assert texts == list(documents("python-docs"))
+    remaining = iter(topics[name] for name in sorted(topics))  # the topics in order, each with paragraphs left out
+    for text in texts:
+        assert any(set(text.split("\n\n")) <= set(topic.split("\n\n")) for topic in remaining)
+    per_text = [{" ".join(part.split()) for part in text.split("\n\n")} for text in texts]
+    long_paragraphs = [part for parts in per_text for part in parts if len(part) > 40]
+    everything = {" ".join(part.split()) for topic in topics.values() for part in topic.split("\n\n")}
+    assert len(long_paragraphs) == len(set(long_paragraphs))
+    assert everything == {" ".join(part.split()) for text in texts for part in text.split("\n\n")}
 
 
 def test_a_python_without_documentation(monkeypatch):
