@@ -9,6 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from minillm.errors import DataError, TokenizerError
 from minillm.tokenizers.bpe_indexed import merge_ids, train_merges
 from minillm.tokenizers.bpe_naive import Pair
+from minillm.tokenizers.bpe_parts import (
+    byte_ids,
+    check_special_ids,
+    ids_of_tokens,
+    index_merges,
+    place_specials,
+    without_specials,
+)
 from minillm.tokenizers.byte_strings import bytes_of, printable
 from minillm.tokenizers.pretokenize import SplitPattern, cut_stream, ordinary_chunks, split_pattern, stretches
 from minillm.tokenizers.reading import training_texts
@@ -65,12 +73,12 @@ class BPETokenizer(TableTokenizer):
             number_specials(special_tokens, 0)
         self.merges = [(left, right) for left, right in merges]
         self._split_pattern: SplitPattern = split_pattern(pattern)
-        id_of = _invert(_without_specials(vocab, special_tokens))
-        self._byte_ids = _byte_ids(id_of)
-        self._products, self._ranks = _index_merges(self.merges, id_of)
+        id_of = ids_of_tokens(without_specials(vocab, special_tokens))
+        self._byte_ids = byte_ids(id_of)
+        self._products, self._ranks = index_merges(self.merges, id_of)
         if not isinstance(special_tokens, Mapping):            # strings without ids
-            special_tokens = _number_bpe_specials(special_tokens, id_of, {*self._byte_ids, *self._products})
-        _check_special_ids(special_tokens, {*self._byte_ids, *self._products})
+            special_tokens = place_specials(special_tokens, id_of, {*self._byte_ids, *self._products})
+        check_special_ids(special_tokens, {*self._byte_ids, *self._products})
         super().__init__(vocab, special_tokens)
         self.merges_ran_out = False
         self._split = self._split_pattern.splitter()
@@ -206,7 +214,7 @@ class BPETokenizer(TableTokenizer):
 
     def ordinary_vocab(self) -> dict[int, bytes]:
         """id -> bytes of all tokens but the special ones."""
-        return _without_specials(self.vocab, self.special_tokens)
+        return without_specials(self.vocab, self.special_tokens)
 
     def encode_bytes(self, piece: bytes) -> list[int]:
         """The ids of one piece that is not split any further, any bytes; the merges alone decide."""
@@ -301,70 +309,3 @@ def count_pieces(
                 count_pieces_of_chunks()
     count_pieces_of_chunks()
     return {piece.encode(): count for piece, count in piece_counts.items()}
-
-
-def _without_specials(
-    vocab: Mapping[int, bytes], special_tokens: Iterable[str] | Mapping[str, int]
-) -> dict[int, bytes]:
-    """The vocabulary without the special tokens whose ids are given."""
-    given = special_tokens if isinstance(special_tokens, Mapping) else {}
-    specials = {(token_id, string.encode()) for string, token_id in given.items()}
-    return {token_id: token for token_id, token in vocab.items() if (token_id, token) not in specials}
-
-
-def _invert(vocab: Mapping[int, bytes]) -> dict[bytes, int]:
-    if not all(isinstance(token_id, int) and isinstance(token, bytes) for token_id, token in vocab.items()):
-        raise TokenizerError("vocab must map int ids to bytes")
-    id_of = {token: token_id for token_id, token in vocab.items()}
-    if len(id_of) < len(vocab):
-        twice = next(token for token, count in Counter(vocab.values()).items() if count > 1)
-        raise TokenizerError(f"the vocabulary has {twice!r} under more than one id")
-    return id_of
-
-
-def _byte_ids(id_of: Mapping[bytes, int]) -> list[int]:
-    missing = [byte for byte in range(256) if bytes([byte]) not in id_of]
-    if missing:
-        raise TokenizerError(
-            f"the vocabulary lacks {len(missing)} of the 256 single bytes, the first is 0x{missing[0]:02X}: "
-            "byte-level BPE needs them all"
-        )
-    return [id_of[bytes([byte])] for byte in range(256)]
-
-
-def _index_merges(merges: list[Pair], id_of: Mapping[bytes, int]) -> tuple[list[int], dict[tuple[int, int], int]]:
-    """The id that each merge makes, and the rank of each pair of ids."""
-    products: list[int] = []
-    ranks: dict[tuple[int, int], int] = {}
-    made = {bytes([byte]) for byte in range(256)}
-    for rank, (left, right) in enumerate(merges):
-        if left not in made or right not in made:
-            raise TokenizerError(f"merge {rank} joins {left!r} and {right!r}, but no earlier merge makes one of them")
-        if left + right not in id_of:
-            raise TokenizerError(f"merge {rank} makes {left + right!r}, which is not in the vocabulary")
-        made.add(left + right)
-        products.append(id_of[left + right])
-        ranks[id_of[left], id_of[right]] = rank
-    if len(ranks) < len(merges):
-        twice = next(pair for pair, count in Counter(merges).items() if count > 1)
-        raise TokenizerError(f"the merge of {twice[0]!r} and {twice[1]!r} is there twice")
-    return products, ranks
-
-
-def _number_bpe_specials(strings: Iterable[str], id_of: Mapping[bytes, int], ordinary: set[int]) -> dict[str, int]:
-    """Ids of special tokens: the one in the vocabulary, unless ordinary text produces it, else a new one."""
-    numbered, next_id = {}, max(id_of.values()) + 1
-    for string in number_specials(strings, 0):
-        present = id_of.get(string.encode())
-        if present is None or present in ordinary:
-            present, next_id = next_id, next_id + 1
-        numbered[string] = present
-    return numbered
-
-
-def _check_special_ids(special_tokens: Mapping[str, int], ordinary: set[int]) -> None:
-    for string, token_id in special_tokens.items():
-        if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id in ordinary:
-            raise TokenizerError(f"special token {string!r} cannot have id {token_id!r}: not an id of its own")
-    if len(set(special_tokens.values())) < len(special_tokens):
-        raise TokenizerError(f"two special tokens share an id: {dict(special_tokens)}")

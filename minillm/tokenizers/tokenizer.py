@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator, Mapping
 from operator import index
@@ -279,18 +278,23 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def write_atomically(path: str | Path, text: str) -> None:
-    """Write a file beside `path`, flush it to the disk and put it in place, so that no reader ever sees half of it."""
+    """Write a file beside `path`, flush it to the disk and put it in place, so that no reader ever sees half of it.
+
+    Raises:
+        TokenizerError: if the disk is full or the folder missing; an old file stays as it was.
+    """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise TokenizerError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _fingerprint(content: dict[str, Any]) -> str:

@@ -204,9 +204,15 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError):
+    with pytest.raises(TokenizerError, match="No space left"):
         ByteTokenizer([]).save(path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["tokenizer.json"]
+
+
+def test_folders_that_cannot_be_written(tmp_path):
+    for path in (tmp_path / "none" / "tokenizer.json", tmp_path):
+        with pytest.raises(TokenizerError, match="cannot write"):
+            ByteTokenizer().save(path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])

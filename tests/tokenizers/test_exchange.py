@@ -27,7 +27,8 @@ needs_gpt2 = pytest.mark.skipif(not VOCAB.exists(), reason="GPT-2's files are no
 TEXTS = [
     "", " ", "  ", "a", "Hello, world!", "It's we'll I'M DON'T they'Re 'tis ''s 'ſ",
     "x = 1;\n\n    if y:\n\treturn  2\r\n\r\n", "1234567890 12 ٣٤ ½ Ⅷ", "naïve café e\u0301 über Straße ſs",
-    "中文字符，日本語。한국어", "😀👩‍👩‍👧 🇩🇪", "\0\x01\x1c\x1f\x7f\x85\xa0", "\ufeffBOM", "\u2028\u2029\u3000x",
+    "中文字符，日本語。한국어", "😀👩‍👩‍👧 🇩🇪",
+    "\0\x01\x1c\x1f\x7f\x85\xa0", "\ufeffBOM", "\u2028\u2029\u3000x",
     "<|endoftext|>", " " * 50 + "x", "\n" * 20, "a" * 300, "trailing   ", "trailing \n ",
     "def f(x):\n    return x**2  # comment\n", "العربية עברית हिन्दी ไทย",
 ]  # fmt: skip
@@ -42,7 +43,7 @@ def hugging_face():
 
 
 def random_texts(n_texts, seed=0):
-    """Characters of every plane that a Unicode of some years ago knew: newer ones, each library reads by its own tables."""
+    """Characters of every plane that Unicode had some years ago; newer ones, each library reads by its own tables."""
     random = Random(seed)
     known = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) not in ("Cs", "Cn", "Co")]
     known = [character for character in known if not 0x10D00 <= ord(character) < 0x10F70]
