@@ -283,7 +283,10 @@ def make_step(session: Session) -> None:
     progress.seconds += seconds
     progress.unlogged_tokens += n_tokens
     progress.unlogged_seconds += seconds
-    remember_loss(progress, min(loss, threshold), config.spike_window)
+    if math.isfinite(loss):
+        progress.unlogged_losses.append(loss)
+        progress.recent_losses.append(min(loss, threshold))  # a spike must not hide the next one
+        del progress.recent_losses[: -config.spike_window]
     rate = optimizer.param_groups[0]["lr"]
     session.tell("on_step", StepReport(progress.step, loss, norm, rate, progress.tokens, progress.seconds, reason))
     log_if_due(session, norm, rate)
@@ -348,14 +351,6 @@ def check_batch(inputs: np.ndarray, targets: np.ndarray, n_parts: int) -> int:
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """An int64 tensor there; a copy, so that a memory map may be read-only."""
     return torch.tensor(np.asarray(array), dtype=torch.int64).to(device, non_blocking=True)
-
-
-def remember_loss(progress: Progress, loss: float, window: int) -> None:
-    """Add a finite loss (a spike counts as its threshold) to the recent ones."""
-    if math.isfinite(loss):
-        progress.unlogged_losses.append(loss)
-        progress.recent_losses.append(loss)
-        del progress.recent_losses[:-window]
 
 
 def judge(session: Session, reason: str | None, loss: float, norm: float) -> None:

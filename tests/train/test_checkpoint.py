@@ -161,7 +161,7 @@ def one_thread():
 
 
 def test_killed_while_saving_sixty_times(tmp_path, one_thread):
-    """Whenever the kill comes, the newest checkpoint that loads is a whole one, not older than the last one completed."""
+    """Whenever the kill comes, the newest checkpoint is a whole one, not older than the last one completed."""
     parts, dice = make_parts(width=2000), random.Random(0)
     first = time.perf_counter()
     CheckpointFolder(tmp_path).save(1, parts)
