@@ -8,7 +8,9 @@ from bisect import insort
 from collections import defaultdict
 from collections.abc import Mapping
 from heapq import heapify, heappop, heappush
-from itertools import pairwise
+from itertools import pairwise, repeat
+
+import numpy as np
 
 from minillm.tokenizers.bpe_naive import Pair
 
@@ -30,20 +32,14 @@ class PairIndex:
 
     def __init__(self, piece_counts: Mapping[bytes, int]) -> None:
         """Lay all pieces out in one chain, one place per byte, with an empty place after each piece."""
-        self.symbols: list[int] = []
-        self.weights: list[int] = []
-        for piece, count in piece_counts.items():
-            self.symbols += piece
-            self.symbols.append(NOTHING)
-            self.weights += [count] * (len(piece) + 1)
-        n_places = len(self.symbols)
+        widths = np.array([len(piece) + 1 for piece in piece_counts], dtype=np.int64)
+        symbols = np.frombuffer(b"".join(piece + b"\0" for piece in piece_counts), dtype=np.uint8).astype(np.int64)
+        symbols[np.cumsum(widths) - 1] = NOTHING
+        self.symbols: list[int] = symbols.tolist()
+        self.weights: list[int] = np.repeat(np.array([*piece_counts.values()], dtype=np.int64), widths).tolist()
         self.widths = [1] * 256                            # id -> bytes, so a token's right neighbour needs no list
-        self.before = list(range(-1, n_places - 1))        # the place before 0 is the empty place at the end, -1
-        self.places: dict[PairIds, list[int]] = defaultdict(list)
-        for place, pair in enumerate(pairwise(self.symbols)):
-            self.places[pair].append(place)
-        for pair in [pair for pair in self.places if NOTHING in pair]:
-            del self.places[pair]
+        self.before = list(range(-1, len(symbols) - 1))    # the place before 0 is the empty place at the end, -1
+        self.places = places_of_pairs(symbols)
         self.counts = {pair: sum(map(self.weights.__getitem__, places)) for pair, places in self.places.items()}
 
     def merge(self, pair: PairIds, new_id: int) -> list[PairIds]:
@@ -87,6 +83,29 @@ class PairIndex:
         self.counts[lost] -= count
         self.counts[grown] = count
         self.places[grown] = places
+
+
+def places_of_pairs(symbols: np.ndarray) -> dict[PairIds, list[int]]:
+    """Where each two bytes stand side by side.
+
+    Args:
+        symbols: (n,) bytes 0 .. 255, or `NOTHING` between two pieces.
+
+    Returns:
+        pair of bytes -> places of the left one, ascending.
+
+    Example:
+        >>> places_of_pairs(np.array([97, 98, NOTHING, 97, 98, 98, NOTHING]))
+        {(97, 98): [0, 3], (98, 98): [4]}
+    """
+    left, right = symbols[:-1], symbols[1:]
+    places = np.flatnonzero((left != NOTHING) & (right != NOTHING))
+    codes = left[places] * 256 + right[places]
+    places = places[np.argsort(codes, kind="stable")].tolist()
+    codes, sizes = np.unique(codes, return_counts=True)
+    ends = np.cumsum(sizes).tolist()
+    pairs = map(divmod, codes.tolist(), repeat(256))
+    return {pair: places[end - size : end] for pair, size, end in zip(pairs, sizes.tolist(), ends, strict=True)}
 
 
 class PairsByCount:
