@@ -55,7 +55,9 @@ def peer_generation(config: GPTConfig) -> Callable[[], torch.Tensor]:
     return work
 
 
-def compare(kind: str, model: GPT, peer: Callable[[], torch.Tensor], at_least: float, aim: float, n_pairs: int) -> Claim:
+def compare(
+    kind: str, model: GPT, peer: Callable[[], torch.Tensor], at_least: float, aim: float, n_pairs: int
+) -> Claim:
     """Time both in pairs, print tokens per second, and return the claim."""
     ours = our_generation(model)
     n_ours, n_peer = len(ours()[0]), peer().shape[1] - N_PROMPT

@@ -121,7 +121,9 @@ def product_flops_per_second(kind: torch.dtype) -> float:
     return 2 * 2048**3 / min(seconds_of(lambda: a @ b) for _ in range(5))
 
 
-def compare(name: str, shape: dict[str, int], kind: str, at_least: float, aim: float, n_pairs: int, n_each: int) -> Claim:
+def compare(
+    name: str, shape: dict[str, int], kind: str, at_least: float, aim: float, n_pairs: int, n_each: int
+) -> Claim:
     """Time `n_each` steps of each side in `n_pairs` pairs, print tokens per second and MFU, and return the claim."""
     config, batch_size = our_config(shape), BATCH_SIZES[name]
     ours = our_step(config, random_batches(config, batch_size), kind)
@@ -138,7 +140,8 @@ def compare(name: str, shape: dict[str, int], kind: str, at_least: float, aim: f
         f"= {flops_per_token(config) * rate / ceiling:.0%}",
         flush=True,
     )
-    what = f"training step {config.n_layers}/{config.n_heads}/{config.d_model}/{config.max_seq_len}/batch {batch_size} {kind}"
+    size = "/".join(str(shape[name]) for name in ("n_layers", "n_heads", "d_model", "max_seq_len"))
+    what = f"training step {size}/batch {batch_size} {kind}"
     return Claim(what, "transformers GPT-2 fp32", median_ratio(our_seconds, peer_seconds), at_least, aim)
 
 

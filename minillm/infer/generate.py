@@ -217,7 +217,7 @@ class GrowingTexts:
 def logits_after(model: GPT, rows: Sequence[list[int]], cache: KVCache | None = None) -> Tensor:
     """The model's scores of the token after each row.
 
-    Rows are padded on the left to equal length; a mask hides the padding and positions count from each row's first token.
+    Rows are padded on the left to equal length; a mask hides the padding, and positions count from a row's first token.
 
     Args:
         model: the model.

@@ -34,7 +34,7 @@ class SamplingConfig:
 
     def __post_init__(self):
         if not 0.0 < self.repetition_penalty < math.inf:
-            raise SamplingError(f"repetition_penalty is {self.repetition_penalty}, expected a positive number; 1 is off")
+            raise SamplingError(f"repetition_penalty is {self.repetition_penalty}, expected a number above 0; 1 is off")
         if not 0.0 <= self.temperature < math.inf:
             raise SamplingError(f"temperature is {self.temperature}, expected a number of at least 0; 0 is greedy")
         if not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 0:
