@@ -9,6 +9,7 @@ from minillm.errors import ConfigError, DataError, ShapeError
 from minillm.nn.embedding import Embedding, embedding
 from minillm.nn.feedforward import (
     FeedForward,
+    SigmoidGelu,
     gelu_feed_forward,
     relu2_feed_forward,
     swiglu_feed_forward,
@@ -120,6 +121,18 @@ def test_feed_forward_module_is_its_function(kind):
     functions = {"gelu": gelu_feed_forward, "swiglu": swiglu_feed_forward, "relu2": relu2_feed_forward}
     weights = [part.weight for part in (layer.gate, layer.up, layer.down) if part is not None]
     torch.testing.assert_close(layer(x), functions[kind](x, *weights), rtol=1e-10, atol=1e-12)
+
+
+def test_gelu_by_a_sigmoid_is_the_gelu_by_tanh():
+    x = (4 * rand(3, 50)).requires_grad_()
+    expected = F.gelu(x, approximate="tanh")
+    torch.testing.assert_close(SigmoidGelu.apply(x), expected, rtol=1e-10, atol=1e-12)
+    ours, theirs = (torch.autograd.grad(y, x, rand(3, 50, seed=1)) for y in (SigmoidGelu.apply(x), expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    assert torch.autograd.gradcheck(SigmoidGelu.apply, x)
+    far = torch.tensor([-1e4, 1e4], requires_grad=True)
+    (slope,) = torch.autograd.grad(SigmoidGelu.apply(far).sum(), far)
+    assert slope.tolist() == [0.0, 1.0] and SigmoidGelu.apply(far).tolist() == [0.0, 1e4]
 
 
 def test_unknown_feed_forward_is_refused():
