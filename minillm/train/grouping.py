@@ -58,6 +58,7 @@ def muon_and_adamw(
     ns_dtype: str = "fp32",
     ns_steps: int = 5,
     neuron_beta: float = 0.0,
+    head_lr: float | None = None,
     fused: bool = False,
     splits: dict[str, int | tuple[int, ...]] | None = None,
     chosen: Callable[[str, Tensor, nn.Module], bool] = is_hidden_matrix,
@@ -76,6 +77,7 @@ def muon_and_adamw(
         ns_dtype: "fp32" or "bf16", number format of the Newton-Schulz products.
         ns_steps: number of Newton-Schulz steps.
         neuron_beta: 0, or the beta of `equalize_neurons`.
+        head_lr: learning rate of the output head, the parameter "head.weight"; None means `adamw_lr`.
         fused: let torch's kernel make AdamW's update.
         splits: end of a parameter's name -> Muon's `split` option, for example {"qkv.weight": 3}.
         chosen: (name, parameter, module that holds it) -> whether Muon takes it.
@@ -101,8 +103,9 @@ def muon_and_adamw(
         else:
             rest.append((name, parameter))
     groups = [{**muon, "params": pairs, "split": split} for split, pairs in by_split.items()]
-    for decays in (True, False):
-        pairs = [pair for pair in rest if (pair[1].dim() >= 2) == decays]
-        if pairs:
-            groups.append({**adamw, "params": pairs, "weight_decay": weight_decay if decays else 0.0})
+    by_rate: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
+    for name, parameter in sorted(rest, key=lambda pair: pair[1].dim() < 2):
+        lr = head_lr if head_lr is not None and name.endswith("head.weight") else adamw_lr
+        by_rate.setdefault((lr, weight_decay if parameter.dim() >= 2 else 0.0), []).append((name, parameter))
+    groups += [{**adamw, "params": pairs, "lr": lr, "weight_decay": decay} for (lr, decay), pairs in by_rate.items()]
     return MuonAndAdamW(groups)

@@ -178,3 +178,14 @@ def test_equal_neurons_leave_zeros_and_refuse_a_bad_beta():
     assert torch.equal(equalize_neurons(zeros, torch.zeros(3, 1), 0.95)[0], zeros)
     with pytest.raises(ConfigError, match="neuron_beta"):
         Muon([nn.Parameter(torch.zeros(2, 2))], neuron_beta=1.0)
+
+
+def test_the_head_may_have_a_rate_of_its_own():
+    model = nn.ModuleDict({"embedding": nn.Embedding(7, 4), "norm": nn.LayerNorm(4), "head": nn.Linear(4, 7)})
+    optimizer = muon_and_adamw(model, adamw_lr=0.02, head_lr=0.01, weight_decay=0.1)
+    by_rate = [(group["lr"], group["weight_decay"], group["param_names"]) for group in optimizer.param_groups]
+    assert by_rate == [
+        (0.02, 0.1, ["embedding.weight"]),
+        (0.01, 0.1, ["head.weight"]),
+        (0.02, 0.0, ["norm.weight", "norm.bias", "head.bias"]),
+    ]
