@@ -137,7 +137,7 @@ def test_drawn_choices_follow_the_weights():
 def test_drawn_stories_follow_their_probabilities():
     world = countable("two events")
     expected = {story.derivation: math.exp(story.log_probability) for story in world.enumerate()}
-    n_drawn, by_last_event = 6000, Counter()
+    n_drawn, by_last_event = 3000, Counter()
     drawn = Counter(story.derivation[-1] for story in itertools.islice(world.stories(5), n_drawn))
     for derivation, probability in expected.items():
         by_last_event[derivation[-1]] += probability
@@ -160,64 +160,70 @@ def test_every_run_visits_dependent_choices_once():
 
 
 NUMBERS = "no one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen".split()
-PERSON = re.compile(r"(\w+) lives at the (\w+)\. (She|He) has an? (\w+) (\w+) and (\w+) (\w+)\.")
+PERSON = re.compile(r"(\w+) is at the (\w+)\. (\w+) has an? (\w+) (\w+) and (\w+) (\w+)\.")
 THING = re.compile(r"An? (\w+) (\w+) stands at the (\w+)\.")
 EVENT = re.compile(
     r"(?P<goes>\w+) goes to the (?P<to>\w+)\."
     r"|(?P<carries>\w+) carries the (?P<load>\w+) from the (?P<source>\w+) to the (?P<goal>\w+)\."
-    r"|(?P<visits>\w+) visits (?P<host>\w+) at the (?P<there>\w+) and (?:"
-    r"swaps the (?P<colour1>\w+) (?P<item1>\w+) for the (?P<colour2>\w+) (?P<item2>\w+)\."
-    r"|gives (?P<whom>her|him) (?P<amount>\w+) \w+\. Now \w+ has (?P<left>\w+) \w+ and \w+ has (?P<sum>\w+) \w+\.)"
+    r"|(?P<swaps>\w+) swaps with (?P<other>\w+)\."
+    r"|(?P<gives>\w+) gives (?P<taker>\w+) (?P<amount>\w+) \w+\."
+    r"|(?:Now )?(?P<has>\w+) has the (?P<colour>\w+) (?P<item>\w+) and (?P<count>\w+) \w+\."
 )
 ASKED = re.compile(
-    r"(?P<name>[A-Z]\w+) is at the (?P<place>\w+) with the (?P<colour>\w+) (?P<item>\w+) and (?P<count>\w+) \w+\."
-    r"|The (?P<item2>\w+) is (?P<colour2>\w+) and belongs to (?P<owner>\w+), who is at the (?P<place2>\w+)"
-    r" with (?P<count2>\w+) \w+\."
+    r"(?P<name>[A-Z]\w+) is at the (?P<place>\w+)\. (?P<again>\w+) has the (?P<colour>\w+) (?P<item>\w+)"
+    r" and (?P<count>\w+) \w+\."
+    r"|The (?P<item2>\w+) is (?P<colour2>\w+) and belongs to (?P<owner>\w+)\."
+    r" (?P<pronoun>He|She) is at the (?P<place2>\w+)\."
     r"|The (?P<thing>\w+) is (?P<colour3>\w+) and stands at the (?P<place3>\w+)\."
 )
+WOMEN = {"Ana", "Rosalind", "Mei", "Clara", "Ivy", "Johanna"}
 
 
 def live_through(text):
     """Read an English story with regular expressions only, and check each sentence against the world as it then is."""
     day, _, evening = text.partition(" Evening comes. ")
-    people, things, she = {}, {}, {}
-    for name, place, pronoun, colour, item, count, _ in PERSON.findall(day):
+    people, things = {}, {}
+    for name, place, again, colour, item, count, _ in PERSON.findall(day):
+        assert name == again
         people[name] = {"place": place, "item": item, "count": NUMBERS.index(count)}
-        things[item], she[name] = {"colour": colour}, pronoun == "She"
+        things[item] = {"colour": colour}
     for colour, thing, place in THING.findall(day):
         things[thing] = {"colour": colour, "place": place}
-    n_events = 0
+    n_events = n_stated = 0
     for match in EVENT.finditer(day):
-        found, n_events = match.groupdict(), n_events + 1
+        found = match.groupdict()
+        if person := found["has"]:
+            assert people[person]["item"] == found["item"] and people[person]["count"] == NUMBERS.index(found["count"])
+            assert things[found["item"]]["colour"] == found["colour"]
+            n_stated += 1
+            continue
+        n_events += 1
         if found["goes"]:
             assert people[found["goes"]]["place"] != found["to"]
             people[found["goes"]]["place"] = found["to"]
         elif found["carries"]:
             assert things[found["load"]]["place"] == found["source"] != found["goal"]
             things[found["load"]]["place"] = people[found["carries"]]["place"] = found["goal"]
+        elif found["gives"]:
+            people[found["gives"]]["count"] -= NUMBERS.index(found["amount"])
+            people[found["taker"]]["count"] += NUMBERS.index(found["amount"])
         else:
-            actor, host = people[found["visits"]], people[found["host"]]
-            assert host["place"] == found["there"]
-            actor["place"] = found["there"]
-            if found["amount"]:
-                actor["count"] -= NUMBERS.index(found["amount"])
-                host["count"] += NUMBERS.index(found["amount"])
-                assert (actor["count"], host["count"]) == (NUMBERS.index(found["left"]), NUMBERS.index(found["sum"]))
-                assert found["whom"] == ("her" if she[found["host"]] else "him")
-            else:
-                assert (actor["item"], host["item"]) == (found["item1"], found["item2"])
-                assert things[actor["item"]]["colour"] == found["colour1"]
-                assert things[host["item"]]["colour"] == found["colour2"]
-                actor["item"], host["item"] = host["item"], actor["item"]
+            actor, other = people[found["swaps"]], people[found["other"]]
+            actor["item"], other["item"] = other["item"], actor["item"]
+    assert n_stated == 2 * len(re.findall(" swaps with | gives ", day))
     questions = [match.groupdict() for match in ASKED.finditer(evening)]
     for found in questions:
         if thing := found["thing"]:
             assert things[thing] == {"colour": found["colour3"], "place": found["place3"]}
-            continue
-        person = found["name"] or found["owner"]
-        now = {"place": found["place"] or found["place2"], "item": found["item"] or found["item2"]}
-        assert people[person] == now | {"count": NUMBERS.index(found["count"] or found["count2"])}
-        assert things[now["item"]]["colour"] == (found["colour"] or found["colour2"])
+        elif name := found["name"]:
+            count = NUMBERS.index(found["count"])
+            assert people[name] == {"place": found["place"], "item": found["item"], "count": count}
+            assert found["again"] == name and things[found["item"]]["colour"] == found["colour"]
+        else:
+            owner = people[found["owner"]]
+            assert (owner["item"], owner["place"]) == (found["item2"], found["place2"])
+            assert things[found["item2"]]["colour"] == found["colour2"]
+            assert found["pronoun"] == ("She" if found["owner"] in WOMEN else "He")
     return len(people), n_events, len(questions)
 
 
@@ -245,13 +251,13 @@ def test_english_agrees_in_number_article_and_pronoun():
     assert not re.search(r"\b(two|three|four|five|six) (plum|peach|pear|cherry|chestnut|apple)\b", text)
     assert re.search(r"\b[Aa]n orange\b", text) and not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", text)
     for name, pronoun in [("Ana", "She"), ("Bartholomew", "He"), ("Una", "She"), ("Kofi", "He")]:
-        assert set(re.findall(rf"\b{name} lives at the \w+\. (\w+) has", text)) == {pronoun}
+        assert set(re.findall(rf"belongs to {name}\. (\w+) is at", text)) == {pronoun}
 
 
 def test_chinese_is_written_without_spaces_in_full_width():
     for story in some_stories("full", 100):
         assert re.fullmatch(r"[\u4e00-\u9fff，。]+", story.chinese.text)
-        assert story.chinese.text.count("他有") + story.chinese.text.count("她有") == 5
+        assert len(re.findall("有一[只面本条盏顶把个支张件枚辆]", story.chinese.text)) >= 5
         assert "二个" not in story.chinese.text
 
 
@@ -283,21 +289,22 @@ def test_recall_distances_by_hand():
         )
     )
     assert story.english.text == (
-        "The plums are ripe. Bo lives at the mill. He has a red drum and one plum. Ana lives at the harbour. She has a"
-        " red kite and two plums. A red box stands at the mill. Bo visits Ana at the harbour and swaps the red drum for"
-        " the red kite. Evening comes. The drum is red and belongs to Ana, who is at the harbour with two plums. The"
+        "The plums are ripe. Bo is at the mill. Bo has a red drum and one plum. Ana is at the harbour. Ana has a red"
+        " kite and two plums. A red box stands at the mill. Bo swaps with Ana. Now Bo has the red kite and one plum. Ana"
+        " has the red drum and two plums. Evening comes. The drum is red and belongs to Ana. She is at the harbour. The"
         " box is red and stands at the mill."
     )
     assert story.chinese.text == (
-        "李子熟了。阿波住在磨坊。他有一面红色的鼓和一个李子。安娜住在港口。她有一只红色的风筝和两个李子。有一个红色的箱子放在磨坊。"
-        "阿波去找安娜，在港口用红色的鼓换了红色的风筝。天黑了。鼓是红色的，属于安娜，她在港口，带着两个李子。箱子是红色的，放在磨坊。"
+        "李子熟了。阿波在磨坊。阿波有一面红色的鼓和一个李子。安娜在港口。安娜有一只红色的风筝和两个李子。"
+        "有一个红色的箱子放在磨坊。阿波和安娜交换。现在阿波有红色的风筝和一个李子。安娜有红色的鼓和两个李子。"
+        "天黑了。鼓是红色的，属于安娜。她在港口。箱子是红色的，放在磨坊。"
     )
     found = [(r.word, r.kind, r.distance) for r in story.english.recalls if r.kind != "agreement"]
     assert found == [
-        ("harbour", "place", 21),
-        ("red", "colour", 34), ("drum", "object", 34), ("red", "colour", 25), ("kite", "object", 25),
-        ("red", "colour", 11), ("Ana", "name", 22), ("harbour", "place", 24), ("two", "count", 40),
-        ("red", "colour", 42), ("mill", "place", 42),
+        ("red", "colour", 45 - 25), ("kite", "object", 46 - 26), ("one", "count", 48 - 15),
+        ("red", "colour", 53 - 12), ("drum", "object", 54 - 13), ("two", "count", 56 - 28),
+        ("red", "colour", 63 - 53), ("Ana", "name", 67 - 54), ("harbour", "place", 72 - 21),
+        ("red", "colour", 76 - 31), ("mill", "place", 81 - 36),
     ]  # fmt: skip
 
 
@@ -322,7 +329,7 @@ def test_token_floors_of_words():
     marked = [word.strip() for word, recall in zip(words, recalls, strict=True) if recall]
     assert marked == [recall.word for recall in rendering.recalls]
     assert all(floor == 0.0 for floor, recall in zip(floors, recalls, strict=True) if recall)
-    assert floors[words.index(" lives") - 1] == pytest.approx(math.log(12))
+    assert floors[words.index(" is") - 1] == pytest.approx(math.log(12))
     article = words.index(" has") + 1
     assert floors[article : article + 2].sum() == pytest.approx(math.log(6))
     with pytest.raises(DataError):
@@ -332,10 +339,10 @@ def test_token_floors_of_words():
 def test_recall_is_long_frequent_and_set_by_the_number_of_questions():
     world = World(WorldConfig())
     distances = recall_distances(world, "english", 150)
-    assert (distances["name"] > 60).mean() > 0.5 and (distances["object"] > 60).mean() > 0.3
+    assert (distances["name"] > 60).mean() > 0.45 and (distances["object"] > 60).mean() > 0.3
     shares = [recall_share(World(world_config("demo", n_questions=n)), "english", 150).value for n in (0, 2, 4)]
     assert 0.08 < shares[0] < shares[1] - 0.015 < shares[2] - 0.03
-    assert recall_share(world, "english", 300, varying=True).value == pytest.approx(0.275, abs=0.01)
+    assert recall_share(world, "english", 300, varying=True).value == pytest.approx(0.30, abs=0.01)
 
 
 def test_recall_has_several_candidates():
@@ -350,7 +357,7 @@ def test_recall_has_several_candidates():
 def test_stories_are_the_same_everywhere():
     told = "".join(story.english.text + story.chinese.text for story in some_stories("demo", 3, seed=7))
     digest = hashlib.sha256(told.encode()).hexdigest()
-    assert digest == "335307560e81f0035d1d346a6f1cd86d9ca0f4f0dc863620e7bf983306c0296d"
+    assert digest == "0c46dbe8824fd75ea37357a9218c3732e29af7a0be98c2459747325e02a233b8"
 
 
 def test_any_part_of_a_series_can_be_told_alone():

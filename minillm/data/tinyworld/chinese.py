@@ -3,20 +3,22 @@
 from minillm.data.tinyworld.lexicon import CHINESE_NUMBERS, COLOURS, FRUITS, ITEMS, NAMES, PLACES, THINGS
 from minillm.data.tinyworld.rendering import Language
 
+NOW = (
+    "现在{actor:name}有{actor_colour:colour}{actor_item:item}和{actor_count:number}{actor_fruit:counted}。"
+    "{partner:name}有{partner_colour:colour}{partner_item:item}和{partner_count:number}{partner_fruit:counted}。"
+)
 TEMPLATES = {
     "opening": "{fruit:fruit}熟了。",
-    "person": "{name}住在{place}。{pronoun}有{item:classified.0}{colour}{item:classified.1}和"
-    "{count:number}{fruit:counted}。",
+    "person": "{name}在{place}。{name}有{item:classified.0}{colour}{item:classified.1}"
+    "和{count:number}{fruit:counted}。",
     "thing": "有{thing:classified.0}{colour}{thing:classified.1}放在{place}。",
     "move": "{actor:name}{verb}{place}。",
-    "swap": "{actor:name}{verb}{partner:name}，在{place}{verb.1}{given_colour:colour}{given:item}"
-    "换了{gained_colour:colour}{gained:item}。",
-    "gift": "{actor:name}{verb}{partner:name}，在{place}{verb.1}{pronoun}{amount:number}{amount_fruit:counted}。"
-    "现在{actor:name}有{left:number}{left_fruit:counted}，{partner:name}有{sum:number}{sum_fruit:counted}。",
+    "swap": "{actor:name}{verb}{partner:name}交换。" + NOW,
+    "gift": "{actor:name}{verb}{partner:name}{amount:number}{amount_fruit:counted}。" + NOW,
     "carry": "{actor:name}{verb}{thing}从{origin:place}搬到了{place}。",
     "evening": "天黑了。",
-    "ask_person": "{subject}在{place}，带着{colour}{item}和{count:number}{fruit:counted}。",
-    "ask_item": "{subject}是{colour}，属于{owner:name}，{pronoun}在{place}，带着{count:number}{fruit:counted}。",
+    "ask_person": "{subject}在{place}。{subject}有{colour}{item}和{count:number}{fruit:counted}。",
+    "ask_item": "{subject}是{colour}，属于{owner:name}。{pronoun}在{place}。",
     "ask_thing": "{subject}是{colour}，放在{place}。",
 }
 
@@ -41,7 +43,7 @@ def chinese() -> Language:
             for fruit in FRUITS
             for count in range(1, len(CHINESE_NUMBERS) + 1)
         },
-        "verb": {"move": ("去了",), "swap": ("去找", "用"), "gift": ("去找", "送给"), "carry": ("把",)},
+        "verb": {"move": ("去了",), "swap": ("和",), "gift": ("送给",), "carry": ("把",)},
         "subject": names | items | things,
     }
     return Language(TEMPLATES, forms, spaced=False)

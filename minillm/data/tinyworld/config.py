@@ -14,8 +14,8 @@ class WorldConfig:
     """The sizes of a world; the first six bound the vocabulary, the others shape one story.
 
     The share of words that need recall is set by three of them: `n_questions` closing sentences with two to four
-    recalled words each, `n_events` with up to five each, against the opening of `n_people` and `n_things`.
-    `recall_share` measures it: in the defaults (the "demo" world) 15 % of all English words are recalled, and 28 % of
+    recalled words each, `n_events` with up to six each, against the opening of `n_people` and `n_things`.
+    `recall_share` measures it: in the defaults (the "demo" world) 15 % of all English words are recalled, and 30 % of
     those that vary at all.
 
     Args:

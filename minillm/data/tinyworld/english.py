@@ -3,22 +3,23 @@
 from minillm.data.tinyworld.lexicon import COLOURS, ENGLISH_NUMBERS, FRUITS, ITEMS, NAMES, PLACES, THINGS
 from minillm.data.tinyworld.rendering import Language
 
+NOW = (
+    " Now {actor:name} has the {actor_colour:colour} {actor_item:item} and {actor_count:number} {actor_fruit:counted}."
+    " {partner:name} has the {partner_colour:colour} {partner_item:item} and {partner_count:number}"
+    " {partner_fruit:counted}."
+)
 TEMPLATES = {
     "opening": "The {fruit:plural} are ripe.",
-    "person": " {name} lives at the {place}. {pronoun:subject_pronoun} has {colour:a_colour.0} {colour:a_colour.1}"
-    " {item} and {count:number} {fruit:counted}.",
+    "person": " {name} is at the {place}. {name} has {colour:a_colour.0} {colour:a_colour.1} {item}"
+    " and {count:number} {fruit:counted}.",
     "thing": " {colour:capital_a_colour.0} {colour:capital_a_colour.1} {thing} stands at the {place}.",
     "move": " {actor:name} {verb} to the {place}.",
-    "swap": " {actor:name} {verb} {partner:name} at the {place} and {verb.1} the {given_colour:colour}"
-    " {given:item} for the {gained_colour:colour} {gained:item}.",
-    "gift": " {actor:name} {verb} {partner:name} at the {place} and {verb.1} {pronoun:object_pronoun} {amount:number}"
-    " {amount_fruit:counted}. Now {actor:name} has {left:number} {left_fruit:counted} and {partner:name} has"
-    " {sum:number} {sum_fruit:counted}.",
+    "swap": " {actor:name} {verb} with {partner:name}." + NOW,
+    "gift": " {actor:name} {verb} {partner:name} {amount:number} {amount_fruit:counted}." + NOW,
     "carry": " {actor:name} {verb} the {thing} from the {origin:place} to the {place}.",
     "evening": " Evening comes.",
-    "ask_person": " {subject} is at the {place} with the {colour} {item} and {count:number} {fruit:counted}.",
-    "ask_item": " {subject} {subject.1} is {colour} and belongs to {owner:name}, who is at the {place} with"
-    " {count:number} {fruit:counted}.",
+    "ask_person": " {subject} is at the {place}. {subject} has the {colour} {item} and {count:number} {fruit:counted}.",
+    "ask_item": " {subject} {subject.1} is {colour} and belongs to {owner:name}. {pronoun} is at the {place}.",
     "ask_thing": " {subject} {subject.1} is {colour} and stands at the {place}.",
 }
 
@@ -29,8 +30,7 @@ def english() -> Language:
     objects = {noun.english: ("The", noun.english) for noun in ITEMS + THINGS}
     forms = {
         "name": names,
-        "subject_pronoun": {name.english: ("She" if name.female else "He",) for name in NAMES},
-        "object_pronoun": {name.english: ("her" if name.female else "him",) for name in NAMES},
+        "pronoun": {name.english: ("She" if name.female else "He",) for name in NAMES},
         "place": {place: (place,) for place in PLACES},
         "colour": {colour: (colour,) for colour in COLOURS},
         "a_colour": {colour: ("an" if colour[0] in "aeiou" else "a", colour) for colour in COLOURS},
@@ -44,7 +44,7 @@ def english() -> Language:
             for fruit in FRUITS
             for count in range(1, len(ENGLISH_NUMBERS) + 1)
         },
-        "verb": {"move": ("goes",), "swap": ("visits", "swaps"), "gift": ("visits", "gives"), "carry": ("carries",)},
+        "verb": {"move": ("goes",), "swap": ("swaps",), "gift": ("gives",), "carry": ("carries",)},
         "subject": names | objects,
     }
     return Language(TEMPLATES, forms, spaced=True)

@@ -158,7 +158,7 @@ class Grammar:
         return Sentence("opening", {"fruit": Field(fruit.value, fruit)})
 
     def person(self, state: State, choose: Chooser) -> Sentence:
-        """Ana lives at the mill. She has a red kite and three plums."""
+        """Ana is at the mill. Ana has a red kite and three plums."""
         name = choose("name", without(self.names, state.people))
         place = choose("place", self.places)
         colour = choose("colour", self.colours)
@@ -171,14 +171,11 @@ class Grammar:
         state.state("place", person, place.value, "place")
         state.state("colour", item.value, colour.value, "colour")
         state.state("item", person, item.value, "item")
-        state.state("owner", item.value, person, "name")
+        state.state("owner", item.value, person, "item")
         state.state("count", person, count.value, "count")
         fields = {"name": name, "place": place, "colour": colour, "item": item, "count": count}
-        return Sentence("person", {
-            **chosen(fields),
-            "pronoun": state.agree(person, "name"),
-            "fruit": state.agree((state.fruit, count.value), "count"),
-        })  # fmt: skip
+        fruit = state.agree((state.fruit, count.value), "count")
+        return Sentence("person", chosen(fields) | {"fruit": fruit})
 
     def thing(self, state: State, choose: Chooser) -> Sentence:
         """A green box stands at the harbour."""
@@ -209,51 +206,36 @@ class Grammar:
         return fields | chosen({"place": place})
 
     def swap(self, state: State, choose: Chooser, fields: dict[str, Field]) -> dict[str, Field]:
-        """Ana visits Bo at the harbour and swaps the red kite for the blue drum."""
-        actor = fields["actor"].value
-        fields, partner = self.visit(state, choose, fields)
-        given, gained = state["item", actor], state["item", partner]
-        fields |= {
-            "given_colour": state.recall("colour", given, "colour"),
-            "given": state.recall("item", actor, "object"),
-            "gained_colour": state.recall("colour", gained, "colour"),
-            "gained": state.recall("item", partner, "object"),
-        }
-        state.state("colour", given, state["colour", given], "given_colour")
-        state.state("colour", gained, state["colour", gained], "gained_colour")
-        state.state("item", partner, given, "given")
-        state.state("item", actor, gained, "gained")
-        state.state("owner", given, partner, "partner")
-        state.state("owner", gained, actor, "actor")
-        return fields
+        """Ana swaps with Bo. Now Ana has the blue drum and three plums. Bo has the red kite and one plum."""
+        actor, partner = fields["actor"].value, choose("partner", without(state.people, [fields["actor"].value]))
+        given, gained = state.recall("item", actor, "object"), state.recall("item", partner.value, "object")
+        left, sum_ = state.recall("count", actor, "count"), state.recall("count", partner.value, "count")
+        fields |= chosen({"partner": partner})
+        fields |= self.now_has(state, "actor", actor, gained, left)
+        return fields | self.now_has(state, "partner", partner.value, given, sum_)
 
     def gift(self, state: State, choose: Chooser, fields: dict[str, Field]) -> dict[str, Field]:
-        """Ana visits Bo at the harbour and gives him two plums. Now Ana has one plum and Bo has five plums."""
-        actor = fields["actor"].value
-        fields, partner = self.visit(state, choose, fields)
-        amount = choose("amount", tuple(range(1, min(LARGEST_GIFT, state["count", actor] - 1) + 1)))
-        left, sum_ = state["count", actor] - amount.value, state["count", partner] + amount.value
-        fields |= {
-            "pronoun": state.agree(partner, "partner"),
-            "amount": Field(amount.value, amount),
-            "amount_fruit": state.agree((state.fruit, amount.value), "amount"),
-            "left": state.recall("count", actor, "count")._replace(value=left),
-            "left_fruit": state.agree((state.fruit, left), "left"),
-            "sum": state.recall("count", partner, "count")._replace(value=sum_),
-            "sum_fruit": state.agree((state.fruit, sum_), "sum"),
-        }
-        state.state("count", actor, left, "left")
-        state.state("count", partner, sum_, "sum")
-        return fields
+        """Ana gives Bo two plums. Now Ana has the red kite and one plum. Bo has the blue drum and three plums."""
+        actor, partner = fields["actor"].value, choose("partner", without(state.people, [fields["actor"].value]))
+        left, sum_ = state.recall("count", actor, "count"), state.recall("count", partner.value, "count")
+        amount = choose("amount", tuple(range(1, min(LARGEST_GIFT, left.value - 1) + 1)))
+        left, sum_ = left._replace(value=left.value - amount.value), sum_._replace(value=sum_.value + amount.value)
+        fields |= chosen({"partner": partner, "amount": amount})
+        fields |= {"amount_fruit": state.agree((state.fruit, amount.value), "amount")}
+        fields |= self.now_has(state, "actor", actor, state.recall("item", actor, "object"), left)
+        return fields | self.now_has(
+            state, "partner", partner.value, state.recall("item", partner.value, "object"), sum_
+        )  # fmt: skip
 
-    def visit(self, state: State, choose: Chooser, fields: dict[str, Field]) -> tuple[dict[str, Field], str]:
-        """Ana visits Bo at the harbour: the actor goes to where the partner is."""
-        actor = fields["actor"].value
-        partner = choose("partner", without(state.people, [actor]))
-        place = state.recall("place", partner.value, "place")
-        state.state("place", actor, place.value, "place")
-        state.state("place", partner.value, place.value, "place")
-        return fields | chosen({"partner": partner}) | {"place": place}, partner.value
+    def now_has(self, state: State, role: str, person: str, item: Field, count: Field) -> dict[str, Field]:
+        """Ana has the blue drum and three plums: says it, and writes it down as stated here."""
+        colour = state.recall("colour", item.value, "colour")
+        state.state("colour", item.value, colour.value, f"{role}_colour")
+        state.state("item", person, item.value, f"{role}_item")
+        state.state("owner", item.value, person, f"{role}_item")
+        state.state("count", person, count.value, f"{role}_count")
+        fruit = state.agree((state.fruit, count.value), f"{role}_count")
+        return {f"{role}_colour": colour, f"{role}_item": item, f"{role}_count": count, f"{role}_fruit": fruit}
 
     def carry(self, state: State, choose: Chooser, fields: dict[str, Field]) -> dict[str, Field]:
         """Ana carries the box from the harbour to the mill."""
@@ -282,7 +264,7 @@ class Grammar:
         return Sentence("ask_person", fields | self.person_now(state, about))
 
     def person_now(self, state: State, person: str) -> dict[str, Field]:
-        """Ana is at the harbour with the blue drum and one plum."""
+        """Ana is at the harbour. Ana has the blue drum and one plum."""
         count = state.recall("count", person, "count")
         return {
             "place": state.recall("place", person, "place"),
@@ -293,9 +275,14 @@ class Grammar:
         }
 
     def item_now(self, state: State, item: str) -> dict[str, Field]:
-        """The kite is red and belongs to Bo, who is at the harbour with four plums."""
+        """The kite is red and belongs to Bo. He is at the harbour."""
         owner = state.recall("owner", item, "name")
-        return self.person_now(state, owner.value) | {"owner": owner, "pronoun": state.agree(owner.value, "owner")}
+        return {
+            "colour": state.recall("colour", item, "colour"),
+            "owner": owner,
+            "pronoun": state.agree(owner.value, "owner"),
+            "place": state.recall("place", owner.value, "place"),
+        }
 
     def thing_now(self, state: State, thing: str) -> dict[str, Field]:
         """The box is green and stands at the mill."""
