@@ -359,6 +359,22 @@ def test_a_signal_in_validation_ends_it_early_and_it_is_made_again(tmp_path, uni
     assert differences(outcome(run, tmp_path), uninterrupted) == []
 
 
+def test_an_interrupted_duty_leaves_no_trace_in_the_generators(tmp_path):
+    model, dice, drawn = make_model(), torch.Generator().manual_seed(1), []
+
+    def sample(should_stop):
+        drawn.append(torch.rand(2, generator=dice))
+        if len(drawn) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return None if should_stop() else "text"
+
+    for resume in (False, True):
+        config, folder = LoopConfig(4, sample_every=2), CheckpointFolder(tmp_path)
+        train(model, AdamW(model.parameters()), batches, config, sample=sample, checkpoints=folder, resume=resume,
+              generators={"dice": dice})  # fmt: skip
+    assert len(drawn) == 3 and torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+
+
 def test_a_signal_before_the_first_step_leaves_nothing(tmp_path):
     with StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -481,6 +497,17 @@ def test_a_spike_is_skipped_logged_and_survived(tmp_path):
     [skip] = read_metrics(folder / "metrics.jsonl", "skip")
     assert (skip["reason"], skip["batch"], skip["step"]) == ("loss spike", 90, 91)
     assert spiked == pytest.approx(clean, rel=0.01)
+
+
+def test_a_spike_does_not_hide_the_next_one():
+    model = make_model(dropout=0.0)
+    config = LoopConfig(100, spike_window=64)
+    large, small = poison({80}, 1000.0), poison({84}, 100.0)
+    both = lambda *arguments: large(*arguments) * small(*arguments) / next_token_loss(*arguments)  # noqa: E731
+    assert train(model, SGD(model.parameters(), lr=1e-6), batches, config, loss_sum=both).n_skipped == 2
+    shifted = poison(set(range(80, 100)), 1.5)
+    result = train(make_model(), SGD(model.parameters(), lr=1e-6), batches, config, loss_sum=shifted)
+    assert 0 < result.n_skipped < 20  # a lasting change is accepted after a while
 
 
 # --- saving
