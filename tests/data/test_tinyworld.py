@@ -290,9 +290,9 @@ def test_recall_distances_by_hand():
     )
     assert story.english.text == (
         "The plums are ripe. Bo is at the mill. Bo has a red drum and one plum. Ana is at the harbour. Ana has a red"
-        " kite and two plums. A red box stands at the mill. Bo swaps with Ana. Now Bo has the red kite and one plum. Ana"
-        " has the red drum and two plums. Evening comes. The drum is red and belongs to Ana. She is at the harbour. The"
-        " box is red and stands at the mill."
+        " kite and two plums. A red box stands at the mill. Bo swaps with Ana. Now Bo has the red kite and one plum."
+        " Ana has the red drum and two plums. Evening comes. The drum is red and belongs to Ana. She is at the harbour."
+        " The box is red and stands at the mill."
     )
     assert story.chinese.text == (
         "李子熟了。阿波在磨坊。阿波有一面红色的鼓和一个李子。安娜在港口。安娜有一只红色的风筝和两个李子。"
