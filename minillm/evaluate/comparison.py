@@ -45,8 +45,8 @@ def simple_models(
         show: called with each row as soon as it is there.
 
     Returns:
-        Uniform, unigram and add-k trigram over bytes; unigram and add-k trigram over ids; zlib; lzma, which have seen the
-        training text (zlib its last 32 KiB, its window).
+        Uniform, unigram and add-k trigram over bytes; unigram and add-k trigram over ids; zlib; lzma. The last two
+        have seen the training text (zlib its last 32 KiB, its window).
     """
     n_bytes = sum(len(document.encode()) for document in validation)
     rows: list[Row] = []

@@ -12,10 +12,14 @@ from minillm.errors import ConfigError, DataError
 class Settings:
     """List the named texts; or give a name, file, folder or pattern, and see its size, documents and first lines."""
 
-    source: str = setting("", "name of a text, or a file, folder or glob pattern (txt, jsonl, .gz); nothing lists the names", positional=True)
+    source: str = setting(
+        "",
+        "name of a text, or a file, folder or glob pattern (txt, jsonl, .gz); nothing lists the names",
+        positional=True,
+    )
     show: int = setting(2, "how many documents to show the beginning of")
     limit: int = setting(0, "read at most this many documents; 0 reads all")
-    out: Path | None = setting(None, "also write the documents to this text file, separated by lines of three asterisks")
+    out: Path | None = setting(None, "also write the documents to this text file, lines of three asterisks between")
 
     def __post_init__(self) -> None:
         if self.show < 0 or self.limit < 0:
@@ -41,5 +45,18 @@ def run(settings: Settings) -> None:
     for document in found[: settings.show]:
         print(f"\n{document[:400].rstrip()}{' ...' if len(document) > 400 else ''}")
     if settings.out is not None:
-        settings.out.write_text("\n\n***\n\n".join(document.strip("\n") for document in found) + "\n", encoding="utf-8")
+        write_documents(found, settings.out)
         print(f"\nwrote {settings.out}")
+
+
+def write_documents(documents: list[str], path: Path) -> None:
+    """One text file that `read_documents` cuts into the same documents, but for line ends around them.
+
+    Raises:
+        DataError: if the file cannot be written.
+    """
+    text = "\n\n***\n\n".join(document.strip("\n") for document in documents) + "\n"
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror}); choose another --out") from error

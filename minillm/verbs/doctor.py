@@ -8,8 +8,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-REQUIRED = ("numpy", "torch", "matplotlib", "jupyter", "tiktoken", "datasets", "scipy", "nltk", "tqdm", "pytest", "regex", "safetensors")
-OPTIONAL = {"pytest-timeout": "dev", "ruff": "lint", "import-linter": "lint", "transformers": "oracle-hf", "tokenizers": "oracle-hf"}
+REQUIRED = (
+    "numpy", "torch", "matplotlib", "jupyter", "tiktoken", "datasets", "scipy", "nltk", "tqdm", "pytest", "regex",
+    "safetensors",
+)  # fmt: skip
+OPTIONAL = {
+    "pytest-timeout": "dev", "ruff": "lint", "import-linter": "lint", "transformers": "oracle-hf",
+    "tokenizers": "oracle-hf",
+}  # fmt: skip
+OLDEST_PYTHON = (3, 11)
 GIGABYTE = 1e9
 
 
@@ -22,14 +29,16 @@ def run(settings: Settings) -> int:
     """Print the report; returns 1 if a required package is missing, else 0."""
     missing = [name for name in REQUIRED if version_of(name) is None]
     print(f"minillm   {version_of('minillm') or 'not installed (run: pip install -e .)'}")
-    print(f"python    {sys.version.split()[0]} on {platform.system()} {platform.machine()}" + ("" if sys.version_info >= (3, 11) else "  TOO OLD: 3.11 or newer is needed"))
+    age = "" if sys.version_info >= OLDEST_PYTHON else "  TOO OLD: 3.11 or newer is needed"
+    print(f"python    {sys.version.split()[0]} on {platform.system()} {platform.machine()}{age}")
     print(f"cores     {usable_cores()} usable of {os.cpu_count()}")
     print(f"memory    {memory_text()}")
     print(f"disk      {shutil.disk_usage(Path.cwd()).free / GIGABYTE:.1f} GB free in {Path.cwd()}")
     for name in REQUIRED:
         print(f"{'package' if name == REQUIRED[0] else '':9} {name} {version_of(name) or 'MISSING'}")
     for name, extra in OPTIONAL.items():
-        print(f"{'optional' if name == next(iter(OPTIONAL)) else '':9} {name} {version_of(name) or f'not installed (extra {extra!r})'}")
+        found = version_of(name) or f"not installed (extra {extra!r})"
+        print(f"{'optional' if name == next(iter(OPTIONAL)) else '':9} {name} {found}")
     if "torch" not in missing:
         print_devices()
     if missing:
@@ -67,7 +76,8 @@ def print_devices() -> None:
     from minillm.runtime import choose_device, choose_dtype
 
     device = choose_device("auto")
-    print(f"device    {device}" + (f" ({torch.cuda.get_device_name(device)}, {torch.cuda.get_device_properties(device).total_memory / GIGABYTE:.0f} GB)" if device.type == "cuda" else ""))
+    card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    print(f"device    {device}" + (f" ({card.name}, {card.total_memory / GIGABYTE:.0f} GB)" if card else ""))
     print(f"threads   {torch.get_num_threads()} (torch)")
     choice = choose_dtype("auto", device)
     print(f"precision {choice.name}: {choice.reason}")

@@ -12,7 +12,7 @@ class Settings:
 
     run: Path = setting(Path("runs/demo"), "folder of the run", positional=True)
     simple: bool = setting(True, "also fit and score counting models and compressors on the same text")
-    stride: int = setting(0, "tokens that a window moves on; 0 is half the context: every token has at least that much before it")
+    stride: int = setting(0, "tokens that a window moves on; 0 is half the context: each token has as much before it")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps; one that is missing is an error")
 
 
@@ -24,12 +24,13 @@ def run(settings: Settings) -> None:
 
     opened = open_run(settings.run, choose_device(settings.device))
     likelihood, seconds = score_run(opened, settings.stride)
-    print(f"{settings.run} after {opened.step} steps: {likelihood.nats_per_token:.4f} nats per token, perplexity "
-          f"{likelihood.perplexity:.2f}, {likelihood.bits_per_byte:.4f} bits per byte, on {likelihood.n_tokens:,} tokens\n")
+    print(f"{settings.run} after {opened.step} steps: {likelihood.nats_per_token:.4f} nats per token, "
+          f"perplexity {likelihood.perplexity:.2f}, {likelihood.bits_per_byte:.4f} bits per byte, "
+          f"on {likelihood.n_tokens:,} tokens\n")  # fmt: skip
     if not settings.simple:
         return
-    rows = simple_models(*(texts_of(opened, part) for part in ("train", "validation")), opened.tokenizer)
-    rows.append(Row(f"this run ({opened.model.n_parameters():,} weights)", likelihood.bits_per_byte, opened.model.n_parameters(), seconds))
+    rows = simple_models(texts_of(opened, "train"), texts_of(opened, "validation"), opened.tokenizer)
+    rows.append(Row("this run", likelihood.bits_per_byte, opened.model.n_parameters(), seconds))
     print(markdown_table(rows))
 
 
@@ -63,6 +64,6 @@ def texts_of(opened, part: str) -> list[str]:
     import numpy as np
 
     tokens = opened.folder.open_text(part, opened.tokenizer)
-    ids = tokens[:]
-    ends = np.flatnonzero(ids == tokens.end_of_text_id)
-    return [opened.tokenizer.decode(piece[piece != tokens.end_of_text_id]) for piece in np.split(ids, ends + 1) if len(piece)]
+    ids, end = tokens[:], tokens.end_of_text_id
+    pieces = np.split(ids, np.flatnonzero(ids == end) + 1)  # each with its end, and nothing behind the last end
+    return [opened.tokenizer.decode(piece[:-1]) for piece in pieces[:-1]]

@@ -15,53 +15,71 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Continue a prompt with a trained model and show the text as it grows."""
+class Drawing:
+    """What `generate` and `chat` share: the run, and how its tokens are drawn."""
 
     run: Path = setting(Path("runs/demo"), "folder of the run", positional=True)
-    prompt: str = setting("", "the beginning; empty begins a document")
     max_new_tokens: int = setting(200, "the most tokens to add")
-    n_samples: int = setting(1, "how many continuations")
     temperature: float = setting(0.8, "below 1 favours likely tokens, above 1 evens out, 0 always takes the likeliest")
     top_k: int = setting(0, "keep only the k likeliest tokens; 0 keeps all")
     top_p: float = setting(0.95, "keep the fewest tokens whose probabilities reach this sum")
     min_p: float = setting(0.0, "drop tokens less likely than this times the likeliest")
     repetition_penalty: float = setting(1.0, "above 1 makes tokens that already occurred less likely")
     stop: str = setting("", "end when this text appears")
-    seed: int = setting(0, "for the draws; continuation i uses seed + i")
-    keep_last: bool = setting(False, "let a prompt be longer than the context: the model sees its end only")
+    seed: int = setting(0, "for the draws; continuation (or turn) i uses seed + i")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps; one that is missing is an error")
     precision: str = setting("fp32", "number format of the weights", choices=("auto", "fp32", "bf16", "fp16"))
 
     def __post_init__(self) -> None:
-        if self.n_samples < 1 or self.max_new_tokens < 1:
-            raise ConfigError(f"n_samples and max_new_tokens must be at least 1, not {self.n_samples} and {self.max_new_tokens}")
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Settings(Drawing):
+    """Continue a prompt with a trained model and show the text as it grows."""
+
+    prompt: str = setting("", "the beginning; empty begins a document")
+    n_samples: int = setting(1, "how many continuations")
+    keep_last: bool = setting(False, "let a prompt be longer than the context: the model sees its end only")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_samples < 1:
+            raise ConfigError(f"n_samples is {self.n_samples}; it must be at least 1")
 
 
 def run(settings: Settings) -> None:
     """Print the prompt and its continuations."""
-    from minillm.runtime import choose_device, choose_dtype
-    from minillm.verbs.run_folder import open_run
-
-    device = choose_device(settings.device)
-    opened = open_run(settings.run, device, choose_dtype(settings.precision, device).dtype)
+    opened = open_to_draw(settings)
     for number in range(settings.n_samples):
         if settings.n_samples > 1:
             print(f"--- {number + 1}")
-        print(settings.prompt, end="", flush=True)
-        for text in continuation(opened, settings, settings.prompt, settings.seed + number):
+        pieces = continuation(opened, settings, settings.prompt, settings.seed + number, settings.keep_last)
+        print(settings.prompt + next(pieces, ""), end="", flush=True)  # nothing of it before the settings are checked
+        for text in pieces:
             print(text, end="", flush=True)
         print()
 
 
-def continuation(opened: "Run", settings: Settings, prompt: str, seed: int) -> Iterator[str]:
-    """The pieces of text that follow a prompt, as they are drawn; they end with the document, the stop text or the limit.
+def open_to_draw(settings: Drawing) -> "Run":
+    """The run of the settings, on their device, in their number format."""
+    from minillm.runtime import choose_device, choose_dtype
+    from minillm.verbs.run_folder import open_run
+
+    device = choose_device(settings.device)
+    return open_run(settings.run, device, choose_dtype(settings.precision, device).dtype)
+
+
+def continuation(opened: "Run", settings: Drawing, prompt: str, seed: int, keep_last: bool) -> Iterator[str]:
+    """The pieces of text that follow a prompt, as they are drawn, up to the document's end, the stop text or the limit.
 
     Args:
         opened: the run.
         settings: how to draw, when to stop.
         prompt: ordinary text; what looks like a special token in it is text too.
         seed: for the draws.
+        keep_last: let the prompt be longer than the context.
     """
     from minillm.infer.generate import generate_stream
     from minillm.infer.sampling import SamplingConfig
@@ -76,7 +94,7 @@ def continuation(opened: "Run", settings: Settings, prompt: str, seed: int) -> I
     )  # fmt: skip
     ids = generate_stream(
         model, [end, *tokenizer.encode(prompt)], settings.max_new_tokens, sampling, stop_ids=[end],
-        generator=generator(seed, device_of(model)), keep_last=settings.keep_last,
+        generator=generator(seed, device_of(model)), keep_last=keep_last,
     )  # fmt: skip
     yield from until(tokenizer.decode_stream(ids), settings.stop)
 

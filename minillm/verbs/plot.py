@@ -11,7 +11,7 @@ Y_AXES = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte"}
 
 @dataclass(frozen=True)
 class Settings:
-    """Draw the validation curves of runs side by side: against steps and against seconds."""
+    """Draw the validation curves of runs side by side: against steps and against tokens seen."""
 
     runs: tuple[Path, ...] = setting((), "folders of runs", positional=True)
     y: str = setting("loss", "loss compares runs with one tokenizer; bits_per_byte compares any", choices=tuple(Y_AXES))
@@ -31,13 +31,17 @@ def run(settings: Settings) -> None:
     by_step, by_tokens = {}, {}
     for path in settings.runs:
         entries = read_metrics(RunFolder(path).metrics, "validation")
-        by_step[str(path)] = Line([entry["step"] for entry in entries], [entry[settings.y] for entry in entries])
-        by_tokens[str(path)] = Line([entry["tokens"] for entry in entries], [entry[settings.y] for entry in entries])
+        entries = [entry for entry in entries if entry[settings.y] is not None]  # null: it was not a finite number
+        figures = [entry[settings.y] for entry in entries]
+        by_step[str(path)] = Line([entry["step"] for entry in entries], figures)
+        by_tokens[str(path)] = Line([entry["tokens"] for entry in entries], figures)
     label = Y_AXES[settings.y]
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     panels = [Panel("validation", "step", label, by_step), Panel("validation", "tokens seen", label, by_tokens)]
     plot_panels(panels, settings.out)
     for name, line in by_step.items():
-        last = f"{label} {line.y[-1]:.4f} after {line.x[-1]} steps, best {min(line.y):.4f}" if line.y else "no validation yet"
-        print(f"{name}: {last}")
+        if line.y:
+            print(f"{name}: {label} {line.y[-1]:.4f} after {line.x[-1]} steps, best {min(line.y):.4f}")
+        else:
+            print(f"{name}: no validation yet")
     print(f"wrote {settings.out}")

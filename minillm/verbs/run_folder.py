@@ -32,6 +32,11 @@ class RunFolder:
         return self.path / "settings.json"
 
     @property
+    def new_settings(self) -> Path:
+        """Where the settings are written before they take their place."""
+        return self.path / ".tmp-settings.json"
+
+    @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer.json"
 

@@ -31,7 +31,7 @@ class Settings:
 def run(settings: Settings) -> None:
     """Train or load, report bytes per token, show the pieces."""
     from minillm.data.corpora import documents
-    from minillm.tokenizers.tokenizer import load_tokenizer
+    from minillm.tokenizers.loading import load_tokenizer
 
     if settings.load is not None:
         tokenizer = load_tokenizer(settings.load)

@@ -12,27 +12,31 @@ PRESETS: dict[str, dict[str, object]] = {
     "": {},
     "gpu": {
         "model": "gpt2", "size": "base", "max_seq_len": 1024, "vocab_size": 16384, "batch_size": 32, "microbatches": 8,
-        "steps": 2000, "learning_rate": 6e-4, "warmup_steps": 100, "precision": "bf16", "device": "cuda", "compile": True,
+        "steps": 2000, "learning_rate": 6e-4, "warmup_steps": 100, "precision": "bf16", "device": "cuda",
+        "compile": True,
     },
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Train a model on a text. Without arguments: a small modern decoder on the stories of this project, in a minute or two.
+    """Train a model on a text. Without arguments: a small modern decoder on this project's stories, in a minute or two.
 
     Ctrl-C (or SIGTERM) saves and leaves; the same command with --resume goes on as if nothing had happened.
     """
 
-    data: tuple[str, ...] = setting(("stories-en",), "names (see minillm data), files, folders or glob patterns of texts")
+    data: tuple[str, ...] = setting(("stories-en",), "names (see minillm data), files, folders or patterns of texts")
     model: str = setting("modern", "model family", choices=("gpt2", "modern"))
-    size: str = setting("tiny", "model size", choices=("nano", "tiny", "small", "medium", "base", "large"))
-    preset: str = setting("", "settings for a purpose; gpu: GPT-2-small's shape on one CUDA card", choices=tuple(PRESETS))
+    size: str = setting("tiny", "layers and width", choices=("nano", "tiny", "small", "medium", "base", "large"))
+    preset: str = setting("", "settings for a purpose; gpu: GPT-2 small on one card", choices=tuple(PRESETS))
     steps: int = setting(300, "optimizer steps in all")
     batch_size: int = setting(32, "sequences per step")
-    microbatches: int = setting(1, "parts of a batch that go through the model one after another, to save memory")
+    microbatches: int = setting(1, "parts of a batch that go through the model in turn, to save memory")
     max_seq_len: int = setting(128, "context in tokens")
-    tokenizer: str = setting("bpe", "bpe, chars, words or bytes, learned from the text; or the file of a saved tokenizer")
+    rows: str = setting(
+        "windows", "windows cuts the running text; documents begins each row with one", choices=("windows", "documents")
+    )
+    tokenizer: str = setting("bpe", "bpe, chars, words or bytes, learned from the text; or a saved tokenizer's file")
     vocab_size: int = setting(1024, "token ids to learn, for bpe and words")
     optimizer: str = setting("auto", "auto is muon for modern, adamw for gpt2", choices=("auto", "adamw", "muon"))
     learning_rate: float = setting(0.0, "top learning rate; 0 takes the optimizer's usual one")
@@ -43,7 +47,7 @@ class Settings:
     precision: str = setting("auto", "number format of the products", choices=("auto", "fp32", "bf16", "fp16"))
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps; one that is missing is an error")
     compile: bool = setting(False, "let torch.compile fuse the model's operations")
-    seed: int = setting(0, "for weights, batches, the split of the text and samples")
+    seed: int = setting(0, "for weights, dropout, batches, the split of the text and samples")
     validation_fraction: float = setting(0.1, "share of the documents set aside")
     validate_every: int = setting(50, "steps between validations; 0 validates at the end only")
     sample_every: int = setting(100, "steps between samples; 0 samples at the end only")
@@ -59,6 +63,10 @@ class Settings:
         for name in ("batch_size", "max_seq_len", "vocab_size", "microbatches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.microbatches > self.batch_size:
+            raise ConfigError(f"microbatches is {self.microbatches}; a batch of {self.batch_size} cannot be cut into so many")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; it must be at least 0")
         if not self.data:
             raise ConfigError("data is empty; name at least one text")
 
@@ -66,14 +74,14 @@ class Settings:
 def run(settings: Settings) -> int:
     """Resolve the settings, read the text, train; returns the program's exit code."""
     from minillm.train.signals import exit_code
-    from minillm.verbs.training import read_texts, train_run, what_it_costs
+    from minillm.verbs.training import Texts, read_texts, train_run, what_it_costs
 
     settings = resolve(settings)
-    texts = read_texts(settings)
     if settings.dry_run:
         print(config_to_json(settings), end="")
-        print(what_it_costs(settings, texts))
+        print(what_it_costs(settings, read_texts(settings)))
         return 0
+    texts = Texts([], []) if settings.resume else read_texts(settings)  # a run keeps its texts as packed ids
     result, folder = train_run(settings, texts)
     again = " ".join(["minillm train", "--out", str(folder.path), "--resume"])
     if result.stopped_by:
@@ -116,8 +124,10 @@ def resumed(settings: Settings, file: Path) -> Settings:
     wrong = [f"{name} {value!r}, the run has {getattr(saved, name)!r}" for name, value in given.items()
              if name not in free and value != getattr(saved, name)]  # fmt: skip
     if wrong:
-        raise ConfigError(f"--resume of {settings.out} with other settings: {'; '.join(wrong)}; leave them out or begin a new run")
-    return replace(saved, **{name: value for name, value in given.items() if name in free}, out=settings.out)
+        raise ConfigError(
+            f"--resume of {settings.out} with other settings: {'; '.join(wrong)}; leave them out or begin a new run"
+        )
+    return replace(saved, **{name: value for name, value in given.items() if name in free})
 
 
 def saved_form(settings: Settings) -> str:

@@ -1,16 +1,17 @@
-"""What `minillm train` and `minillm demo` share: texts to packed ids, model, optimizer and loop, then plot and samples."""
+"""What `minillm train` and `minillm demo` share: texts to packed ids, model, optimizer, loop, then plot and samples."""
 
-import itertools
+import shutil
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from minillm.data.batches import SequentialBatches
+from minillm.data.batches import DocumentBatches, SequentialBatches
 from minillm.data.corpora import documents
-from minillm.data.packing import PackedTokens, open_packed, pack
+from minillm.data.packing import PackedTokens, pack
 from minillm.data.split import split_documents, split_text
 from minillm.errors import DataError
 from minillm.evaluate.likelihood import bits_per_byte
@@ -80,30 +81,59 @@ def what_it_costs(settings: Settings, texts: Texts) -> str:
     memory = memory_bytes(config, rows, bytes_per_activation=2 if settings.precision == "bf16" else 4)
     n_tokens = settings.steps * settings.batch_size * settings.max_seq_len
     flops = flops_per_token(config)
+    n_bytes = [sum(len(text.encode()) for text in part) for part in (texts.train, texts.validation)]
     return "\n".join(
         [
-            f"text          {sum(len(text.encode()) for text in texts.train):,} bytes to learn from, "
-            f"{sum(len(text.encode()) for text in texts.validation):,} set aside",
-            f"parameters    {parameters(config):,} ({config.n_layers} layers, {config.n_heads} heads, width {config.d_model}, "
-            f"{config.vocab_size:,} token ids)",
-            f"memory        about {memory.total_bytes / 1e6:,.0f} MB: weights {memory.weights_bytes / 1e6:,.0f}, gradients "
-            f"{memory.gradients_bytes / 1e6:,.0f}, optimizer {memory.optimizer_bytes / 1e6:,.0f}, activations {memory.activations_bytes / 1e6:,.0f}",
+            f"text          {n_bytes[0]:,} bytes to learn from, {n_bytes[1]:,} set aside",
+            f"parameters    {parameters(config):,} ({config.n_layers} layers, {config.n_heads} heads, "
+            f"width {config.d_model}, {config.vocab_size:,} token ids)",
+            f"memory        about {memory.total_bytes / 1e6:,.0f} MB: weights {memory.weights_bytes / 1e6:,.0f}, "
+            f"gradients {memory.gradients_bytes / 1e6:,.0f}, optimizer {memory.optimizer_bytes / 1e6:,.0f}, "
+            f"activations {memory.activations_bytes / 1e6:,.0f}",
             f"FLOPs         {flops:,} per token (6 N + 12 L C T), {flops * n_tokens:.3g} for {n_tokens:,} tokens",
         ]
     )  # fmt: skip
 
 
+@contextmanager
+def whole_or_nothing(folder: RunFolder) -> Iterator[None]:
+    """Make the run's folder; if what follows fails, take away what it has put there, so that a second try can begin.
+
+    Raises:
+        DataError: if the folder cannot be made.
+    """
+    is_new = not folder.path.exists()
+    ours = (folder.tokenizer, folder.packed("train").parent, folder.checkpoints, folder.new_settings, folder.settings)
+    added = [path for path in ours if not path.exists()]
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder.path}: no run can be put there ({error.strerror}); choose another --out") from error
+    try:
+        yield
+    except BaseException:
+        for path in filter(Path.exists, added):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if is_new:
+            folder.path.rmdir()
+        raise
+
+
 def prepare(settings: Settings, texts: Texts, folder: RunFolder) -> Tokenizer:
-    """Write settings, tokenizer and packed ids into a new run's folder; on a resume only read the tokenizer."""
+    """Write tokenizer and packed ids into a new run's folder; on a resume only read the tokenizer."""
     if settings.resume:
         return load_tokenizer(folder.tokenizer)
     tokenizer = make_tokenizer(settings, texts)
-    folder.path.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder.tokenizer)
     for part, documents_of_part in (("train", texts.train), ("validation", texts.validation)):
         pack(documents_of_part, tokenizer, folder.packed(part))
-    folder.settings.write_text(saved_form(settings), encoding="utf-8")
     return tokenizer
+
+
+def save_settings(settings: Settings, folder: RunFolder) -> None:
+    """settings.json in one go: it is what makes a folder a run. A resume that asked for more steps is remembered."""
+    folder.new_settings.write_text(saved_form(settings), encoding="utf-8")
+    folder.new_settings.replace(folder.settings)
 
 
 def train_run(settings: Settings, texts: Texts, hooks: tuple[Hook, ...] = ()) -> tuple[TrainResult, RunFolder]:
@@ -120,44 +150,59 @@ def train_run(settings: Settings, texts: Texts, hooks: tuple[Hook, ...] = ()) ->
     folder = RunFolder(settings.out)
     device = choose_device(settings.device)
     number_format = choose_dtype(settings.precision, device)
-    tokenizer = prepare(settings, texts, folder)
-    tokens, held_out = (open_packed(folder.packed(part), tokenizer) for part in ("train", "validation"))
-    batches = SequentialBatches(tokens, settings.batch_size, settings.max_seq_len, settings.seed)
-    config = shape_of(settings, tokenizer.vocab_size)
-    model = GPT(config, generator(settings.seed)).to(device)
-    recipe = choose_recipe(
-        settings.model, settings.optimizer, settings.learning_rate, settings.warmup_steps, settings.weight_decay
-    )
+    torch.manual_seed(settings.seed)  # dropout draws from PyTorch's own generator
+    with whole_or_nothing(folder):
+        tokenizer = prepare(settings, texts, folder)
+        tokens, held_out = (folder.open_text(part, tokenizer) for part in ("train", "validation"))
+        batches = batches_of(settings, tokens)
+        config = shape_of(settings, tokenizer.vocab_size)
+        model = GPT(config, generator(settings.seed)).to(device)
+        recipe = choose_recipe(
+            settings.model, settings.optimizer, settings.learning_rate, settings.warmup_steps, settings.weight_decay
+        )
+        optimizer = make_optimizer(recipe, model, config, "bf16" if number_format.name == "bf16" else "fp32")
+        loop = LoopConfig(
+            settings.steps, number_format.name, settings.microbatches, settings.max_norm, settings.log_every,
+            settings.validate_every, settings.sample_every, settings.checkpoint_every,
+        )  # fmt: skip
+        validate = validation(model, held_out, settings, Precision(number_format.name))
+        checkpoints = CheckpointFolder(folder.checkpoints, settings.keep_last)
+        save_settings(settings, folder)
     print(
         f"{folder.path}: {model.n_parameters():,} parameters, {len(tokens):,} tokens of training text "
         f"({batches.batches_per_epoch} steps an epoch), {number_format.name} on {device} ({number_format.reason}), "
         f"{recipe.optimizer} {recipe.learning_rate:g}",
         flush=True,
     )
-    optimizer = make_optimizer(recipe, model, config)
     if settings.compile:
         model.compile()
-    precision = Precision(number_format.name)
     result = train(
         model,
         optimizer,
         batches.batch,
-        LoopConfig(
-            settings.steps, number_format.name, settings.microbatches, settings.max_norm, settings.log_every,
-            settings.validate_every, settings.sample_every, settings.checkpoint_every,
-        ),
+        loop,
         schedule=make_schedule(recipe, settings.steps),
-        validate=validation(model, held_out, settings, precision),
+        validate=validate,
         sample=sampler(model, tokenizer, settings),
         hooks=[MetricsLog(folder.metrics), ProgressLine(), *hooks],
-        checkpoints=CheckpointFolder(folder.checkpoints, settings.keep_last),
+        checkpoints=checkpoints,
         resume=settings.resume,
         run_config={"model": asdict(config), "settings": identity(settings)},
         tokenizer_fingerprint=tokenizer.fingerprint(),
-    )  # fmt: skip
+    )
     write_results(folder)
-    print(utilisation(folder, config, device, number_format.dtype), flush=True)
+    if not result.stopped_by:  # who stops a run does not want to wait for a measurement
+        print(utilisation(folder, config, device, number_format.dtype), flush=True)
     return result, folder
+
+
+def batches_of(settings: Settings, tokens: PackedTokens) -> SequentialBatches | DocumentBatches:
+    """Training batches as the settings want their rows."""
+    if settings.rows == "documents":
+        return DocumentBatches(
+            tokens, tokens.end_of_text_id, settings.batch_size, settings.max_seq_len, settings.seed
+        )
+    return SequentialBatches(tokens, settings.batch_size, settings.max_seq_len, settings.seed)
 
 
 def validation(
@@ -208,7 +253,11 @@ def write_results(folder: RunFolder) -> None:
 def loss_panel(title: str, metrics: list[dict]) -> Panel:
     """The curves of one run: training loss as measured and smoothed, and validation loss."""
     points = {
-        kind: [(entry["step"], entry["loss"]) for entry in metrics if entry["kind"] == kind and entry["loss"] is not None]
+        kind: [
+            (entry["step"], entry["loss"])
+            for entry in metrics
+            if entry["kind"] == kind and entry["loss"] is not None
+        ]
         for kind in ("train", "validation")
     }
     steps, losses = map(list, zip(*points["train"], strict=True)) if points["train"] else ([], [])
@@ -228,9 +277,3 @@ def utilisation(folder: RunFolder, config: GPTConfig, device: torch.device, dtyp
         f"{rate:,.0f} tokens/s; MFU = (6 N + 12 L C T) * tokens/s / measured matrix product rate "
         f"= {used / 1e9:,.1f} / {peak / 1e9:,.1f} GFLOP/s = {used / peak:.1%}"
     )
-
-
-def first_documents(texts: list[str], n_bytes: int) -> list[str]:
-    """Whole documents from the front, as many as fit into `n_bytes` of UTF-8, at least one."""
-    sizes = itertools.accumulate(len(text.encode()) for text in texts)
-    return texts[: max(1, sum(size <= n_bytes for size in sizes))]
