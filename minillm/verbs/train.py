@@ -64,7 +64,7 @@ class Settings:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.microbatches > self.batch_size:
-            raise ConfigError(f"microbatches is {self.microbatches}; a batch of {self.batch_size} cannot be cut into so many")
+            raise ConfigError(f"microbatches is {self.microbatches}; a batch of {self.batch_size} has not so many rows")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; it must be at least 0")
         if not self.data:
