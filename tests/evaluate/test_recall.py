@@ -26,10 +26,11 @@ class Oracle:
     Args:
         tokenizer: whose ids it is asked about.
         language: of the stories.
-        confused: tokens of these recalls get probability 1/e and are not the likeliest.
+        confused: (recall, number of tokens of it before this one, and behind it) -> whether this token gets the
+            probability 1/e and is not the likeliest.
     """
 
-    def __init__(self, tokenizer, language="english", confused=lambda recall: False):
+    def __init__(self, tokenizer, language="english", confused=lambda recall, n_before, n_behind: False):
         self.vocab_size, self.end = tokenizer.vocab_size, tokenizer.special_tokens[END_OF_TEXT]
         self.rows = {}
         for story in STORIES:
@@ -37,8 +38,8 @@ class Oracle:
             ids = tokenizer.encode(rendering.text)
             floors, recalls = rendering.token_floors([len(tokenizer.token_bytes(token_id)) for token_id in ids])
             nats = [
-                1.0 if recall is not None and confused(recall) else float(floor)
-                for floor, recall in zip(floors, recalls, strict=True)
+                1.0 if recall and confused(recall, recalls[:n].count(recall), recalls[n + 1 :].count(recall)) else nats
+                for n, (nats, recall) in enumerate(zip(floors.tolist(), recalls, strict=True))
             ]
             self.rows[tuple(ids)] = [*nats, 0.0]
 
@@ -82,13 +83,17 @@ def test_words_are_counted_by_kind_and_distance():
     assert sum(far_count for (_, far), far_count in score.n_words.items() if far) > 0
 
 
-def test_a_reader_who_forgets_one_kind_pays_there_and_only_there():
-    """One nat for each byte of a recalled colour: that is the excess, and exactly those words are wrong."""
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_a_reader_who_forgets_one_kind_pays_there_and_only_there(where):
+    """One nat for the first or last byte of each recalled colour: that is the excess, just those words are wrong."""
     tokenizer = ByteTokenizer()
-    model = Oracle(tokenizer, confused=lambda recall: recall.kind == "colour")
-    score = score_world(model, tokenizer, STORIES)
+
+    def confused(recall, n_before, n_behind):
+        return recall.kind == "colour" and (n_before if where == "first" else n_behind) == 0
+
+    score = score_world(Oracle(tokenizer, confused=confused), tokenizer, STORIES)
     colours = [recall for story in STORIES for recall in story.english.recalls if recall.kind == "colour"]
-    assert score.recall_nats == pytest.approx(sum(len(recall.word) for recall in colours), rel=1e-6)
+    assert score.recall_nats == pytest.approx(len(colours), rel=1e-6)
     assert score.rest_excess == pytest.approx(0.0, abs=1e-5)
     assert score.accuracy(("colour",)) == 0.0
     assert score.accuracy(("name", "object", "place", "count")) == 1.0
@@ -98,7 +103,8 @@ def test_a_reader_who_forgets_one_kind_pays_there_and_only_there():
 
 def test_forgetting_what_was_told_long_ago_shows_in_the_far_words():
     tokenizer = ByteTokenizer()
-    score = score_world(Oracle(tokenizer, confused=lambda recall: recall.distance > 60), tokenizer, STORIES)
+    model = Oracle(tokenizer, confused=lambda recall, n_before, n_behind: recall.distance > 60)
+    score = score_world(model, tokenizer, STORIES)
     assert score.accuracy(far_only=True) == 0.0 < score.accuracy() < 1.0
 
 

@@ -56,7 +56,8 @@ def test_several_continuations_use_consecutive_seeds_and_stop_at_a_text(trained,
 
 
 def test_chat_continues_line_by_line_and_leaves_at_the_end_of_input(trained, shown_by, monkeypatch):
-    words = ["chat", trained, "--max-new-tokens", "6", "--temperature", "0", "--stop", "", "--repetition-penalty", "1"]
+    drawn = ["--max-new-tokens", "6", "--temperature", "0.5"]
+    words = ["chat", trained, *drawn, "--stop", "", "--repetition-penalty", "1", "--seed", "5"]
     lines = iter(["Anna", "Ben", ""])
     prompts = []
 
@@ -71,10 +72,9 @@ def test_chat_continues_line_by_line_and_leaves_at_the_end_of_input(trained, sho
     turns = shown_by(*words).split("\n")
     assert prompts == ["> "] * 4 and len(turns) == 5
     text = ""
-    for line, said in zip(["Anna", "Ben", ""], turns, strict=False):  # each turn goes on from all that was said
-        text += line
-        drawn = ["--max-new-tokens", "6", "--temperature", "0", "--keep-last"]
-        assert shown_by("generate", trained, "--prompt", text, *drawn) == text + said + "\n"
+    for turn, line in enumerate(["Anna", "Ben", ""]):  # each turn goes on from all that was said
+        text, said = text + line, turns[turn]
+        assert shown_by("generate", trained, "--prompt", text, *drawn, "--seed", 5 + turn) == text + said + "\n"
         text += said
 
 
