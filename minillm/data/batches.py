@@ -12,6 +12,7 @@ from minillm.data.packing import PackedTokens
 from minillm.errors import ConfigError, DataError
 
 Tokens = PackedTokens | np.ndarray
+NOT_COUNTED = -100  # a target that losses leave out
 
 
 class SequentialBatches:
@@ -134,6 +135,83 @@ class RandomWindows:
         return _read_windows(self.tokens, mine.tolist(), self.seq_len)
 
 
+class DocumentBatches:
+    """Each row is one document from its beginning, for texts of many short documents that should be seen whole.
+
+    The first input is the end-of-text id, the last target the document's own end. Rows are as long as the longest of the
+    batch; behind the end of a shorter one the targets are `NOT_COUNTED`. A document of more than T tokens becomes
+    several rows. Epochs are shuffled and follow one another as in `SequentialBatches`.
+    """
+
+    def __init__(
+        self, tokens: Tokens, end_of_text_id: int, batch_size: int, seq_len: int, seed: int, rank: int = 0, world_size: int = 1
+    ):
+        """Find the documents.
+
+        Args:
+            tokens: (N,) ids, each document followed by the end-of-text id.
+            end_of_text_id: what separates documents.
+            batch_size: rows B of this rank's batch.
+            seq_len: the longest row T.
+            seed: orders the rows; at least 0.
+            rank: which part of the global batch, 0 .. world_size - 1.
+            world_size: number of ranks P.
+
+        Raises:
+            ConfigError: if a size, the seed or the rank is out of range.
+            DataError: if the tokens do not end with the end of a document.
+        """
+        _check_numbers(batch_size, seq_len, seed, rank, world_size)
+        self.tokens, self.end_of_text_id = tokens[:], end_of_text_id
+        if len(self.tokens) == 0 or self.tokens[-1] != end_of_text_id:
+            raise DataError(f"{len(self.tokens)} tokens that do not end with the end-of-text id {end_of_text_id}; pack documents")
+        self.batch_size, self.seq_len, self.seed, self.rank, self.world_size = batch_size, seq_len, seed, rank, world_size
+        ends = np.flatnonzero(self.tokens == end_of_text_id) + 1
+        starts = np.concatenate(([0], ends[:-1]))
+        self.rows = [
+            (first, min(first + seq_len, end))
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+            for first in range(start, end, seq_len)
+        ]
+        self._orders: dict[int, np.ndarray] = {}
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches after which every row has been seen, rounded up."""
+        return -(-len(self.rows) // (self.world_size * self.batch_size))
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """This rank's rows of global batch number `step`.
+
+        Args:
+            step: counted from 0 over all epochs.
+
+        Returns:
+            (inputs, targets), each (B, longest) int64 with longest <= T.
+
+        Raises:
+            DataError: if the step is negative.
+        """
+        first = _first_row(step, self.batch_size, self.rank, self.world_size)
+        places = [self._order(row // len(self.rows))[row % len(self.rows)] for row in range(first, first + self.batch_size)]
+        chosen = [self.rows[place] for place in places]
+        longest = max(stop - start for start, stop in chosen)
+        inputs = np.full((self.batch_size, longest), self.end_of_text_id, np.int64)
+        targets = np.full((self.batch_size, longest), NOT_COUNTED, np.int64)
+        for row, (start, stop) in enumerate(chosen):
+            targets[row, : stop - start] = self.tokens[start:stop]
+            inputs[row, 1 : stop - start] = self.tokens[start : stop - 1]
+            inputs[row, 0] = self.tokens[start - 1] if start else self.end_of_text_id
+        return inputs, targets
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The order of an epoch's rows; the last two epochs are kept."""
+        if epoch not in self._orders:
+            self._orders = {known: kept for known, kept in self._orders.items() if known == epoch - 1}
+            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+        return self._orders[epoch]
+
+
 def _first_row(step: int, batch_size: int, rank: int, world_size: int) -> int:
     if step < 0:
         raise DataError(f"step must be at least 0, not {step}")
@@ -145,7 +223,7 @@ def _read_windows(tokens: Tokens, starts: Sequence[int], seq_len: int) -> tuple[
     return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
 
 
-def _check_sizes(tokens: Tokens, batch_size: int, seq_len: int, seed: int, rank: int, world_size: int) -> None:
+def _check_numbers(batch_size: int, seq_len: int, seed: int, rank: int, world_size: int) -> None:
     for name, value in (("batch_size", batch_size), ("seq_len", seq_len), ("world_size", world_size)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}")
@@ -153,6 +231,10 @@ def _check_sizes(tokens: Tokens, batch_size: int, seq_len: int, seed: int, rank:
         raise ConfigError(f"seed must be at least 0, not {seed}")
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank must lie between 0 and {world_size - 1} for {world_size} rank(s), not {rank}")
+
+
+def _check_sizes(tokens: Tokens, batch_size: int, seq_len: int, seed: int, rank: int, world_size: int) -> None:
+    _check_numbers(batch_size, seq_len, seed, rank, world_size)
     if getattr(tokens, "ndim", 1) != 1:
         raise DataError(f"tokens must be one long sequence, not an array of shape {tokens.shape}")
     if len(tokens) < seq_len + 1:

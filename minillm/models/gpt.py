@@ -44,6 +44,10 @@ class GPTConfig:
         feed_forward: "gelu", "swiglu" or "relu2".
         bias: whether linear maps and layer norms have biases.
         qk_norm: whether queries and keys are normalised.
+        max_score: with qk_norm, the largest score a query can give a key: the smaller, the softer attention must stay.
+            0 keeps what normalising leaves, sqrt(D), which is too soft to pick one of many positions in narrow heads.
+        token_shift: whether each token's vector gets a learned share of the vector of the token before it, so that
+            already the first layer can look for "what followed this token".
         tie_embeddings: whether the head uses the token embedding's weights.
         logit_cap: bound of the logits by tanh; 0 means none.
         dropout: chance of dropping a number of the embedding and of each layer's output while training.
@@ -69,6 +73,8 @@ class GPTConfig:
     feed_forward: str = "gelu"
     bias: bool = False
     qk_norm: bool = False
+    max_score: float = 0.0
+    token_shift: bool = False
     tie_embeddings: bool = True
     logit_cap: float = 0.0
     dropout: float = 0.0
@@ -93,6 +99,8 @@ class GPTConfig:
             raise ConfigError(f"logit_cap is {self.logit_cap}, expected a positive number, or 0 for none")
         if not 0.0 <= self.embedding_std < math.inf:
             raise ConfigError(f"embedding_std is {self.embedding_std}, expected a number of at least 0")
+        if not 0.0 <= self.max_score < math.inf or (self.max_score and not self.qk_norm):
+            raise ConfigError(f"max_score is {self.max_score}, expected 0, or with qk_norm a positive number")
         if not 0.0 < self.rotary_base < math.inf:
             raise ConfigError(f"rotary_base is {self.rotary_base}, expected a positive number")
 
@@ -180,6 +188,7 @@ class Block(nn.Module):
             config.n_kv_heads,
             bias=config.bias,
             qk_norm=config.qk_norm,
+            max_score=config.max_score,
             output_std=output_std,
             kernels=config.kernels,
             generator=generator,
@@ -215,6 +224,30 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
+FIRST_SHARE = 0.3  # of the previous token's vector, before anything is learned
+
+
+def previous_vectors(vectors: Tensor, before: Tensor | None = None) -> Tensor:
+    """The vector of the token before each token; zeros before the first one.
+
+    Args:
+        vectors: (B, T, C), zeros where there is padding.
+        before: (B, 1, C), the vector of the token before these, or None.
+
+    Returns:
+        (B, T, C).
+
+    Source:
+        Peng et al. 2023, arXiv:2305.13048 (token shift), here once, at the embedding.
+
+    Example:
+        >>> previous_vectors(torch.tensor([[[1.0], [2.0], [3.0]]])).flatten().tolist()
+        [0.0, 1.0, 2.0]
+    """
+    first = torch.zeros_like(vectors[:, :1]) if before is None else before  # (B, 1, C)
+    return torch.cat((first, vectors[:, :-1]), dim=1)
+
+
 def make_norm(config: GPTConfig) -> nn.Module:
     """The kind of norm the config asks for, of width C."""
     if config.norm == "rms":
@@ -246,6 +279,7 @@ class GPT(nn.Module):
         self.position_embedding = (
             Embedding(config.max_seq_len, config.d_model, generator=generator) if learned else None
         )
+        self.share_of_previous = nn.Parameter(torch.full((config.d_model,), FIRST_SHARE)) if config.token_shift else None
         self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.n_layers))
         self.final_norm = make_norm(config)
         head_std = 0.0 if config.zero_outputs else 0.02
@@ -297,7 +331,7 @@ class GPT(nn.Module):
         n_past = 0 if cache is None else cache.length
         self.check_input(token_ids, n_past, mask, positions)
         n_new = token_ids.shape[1]
-        x, rotation = self.embed(token_ids, n_past, positions)
+        x, rotation = self.embed(token_ids, n_past, positions, mask, cache)
         mask, causal = what_each_may_see(n_new, n_past + n_new, mask, x.device)
         for layer, block in enumerate(self.blocks):
             x = block(x, mask, causal, rotation, cache, layer)     # (B, T, C)
@@ -311,7 +345,12 @@ class GPT(nn.Module):
         return cap_logits(F.linear(hidden, weight), self.config.logit_cap)
 
     def embed(
-        self, token_ids: Tensor, n_past: int, positions: Tensor | None
+        self,
+        token_ids: Tensor,
+        n_past: int,
+        positions: Tensor | None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Token vectors with their places added, or the rotation that will tell attention the places.
 
@@ -319,11 +358,19 @@ class GPT(nn.Module):
             token_ids: (B, T).
             n_past: number of cached positions before them.
             positions: (B, T), or None to count from n_past.
+            mask: (B, S), False where a token is padding.
+            cache: remembers the last vector for the token that comes next.
 
         Returns:
             (B, T, C) vectors, and None or cosine and sine for `rotate`, each (T, D / 2) or (B, 1, T, D / 2).
         """
         x = self.token_embedding(token_ids)                        # (B, T, C)
+        if self.share_of_previous is not None:
+            real = None if mask is None else mask[:, n_past:, None]
+            vectors = x if real is None else x * real              # (B, T, C)
+            x = x + self.share_of_previous * previous_vectors(vectors, None if cache is None else cache.last_vector)
+            if cache is not None:
+                cache.last_vector = vectors[:, -1:]
         here = slice(n_past, n_past + token_ids.shape[1]) if positions is None else positions
         if self.position_embedding is not None:
             x = x + self.position_embedding.weight[here]           # (B, T, C)

@@ -13,6 +13,8 @@ FAMILIES = {
         "position": "rotary",
         "feed_forward": "relu2",
         "qk_norm": True,
+        "max_score": 12.0,
+        "token_shift": True,
         "tie_embeddings": False,
         "logit_cap": 15.0,
         "embedding_std": 0.25,
@@ -45,7 +47,7 @@ def model_config(family: str, size: str, vocab_size: int, max_seq_len: int, **ov
 
     Args:
         family: "gpt2" (learned positions, LayerNorm, GELU, biases, tied embedding) or "modern" (rotary positions,
-            RMSNorm without weights, query/key norm, ReLU^2, outputs zero at first, untied head, logits capped at 15,
+            RMSNorm without weights, query/key norm with scores up to 12, token shift, ReLU^2, outputs zero at first, untied head, logits capped at 15,
             token vectors of size 0.25 at first).
         size: one of `sizes()`.
         vocab_size: number of token ids V.
@@ -94,6 +96,7 @@ def parameters(config: GPTConfig) -> int:
         tables += config.max_seq_len * config.d_model
     biases = sum(d_out for _, d_out in block_products(config)) if config.bias else 0
     head = 0 if config.tie_embeddings else config.vocab_size * config.d_model
+    tables += config.d_model * config.token_shift
     return tables + n_norms * norm_size + config.n_layers * (product_weights(config) + biases) + head
 
 

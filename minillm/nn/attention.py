@@ -192,7 +192,8 @@ class SelfAttention(nn.Module):
         n_heads: number of query heads H, dividing C.
         n_kv_heads: number of key/value heads G, dividing H.
         bias: whether the two linear maps have biases.
-        qk_norm: whether to normalise each query and key to a root mean square of 1.
+        qk_norm: whether to normalise each query and key to a root mean square of 1; no score can pass sqrt(D) then.
+        max_score: with qk_norm, stretch the queries so that no score can pass this instead; 0 does not.
         std: standard deviation of the initial weights.
         output_std: that of the output map, which writes into the residual stream.
         kernels: "torch" or "naive", see `minillm.nn.functional`.
@@ -212,6 +213,7 @@ class SelfAttention(nn.Module):
         n_kv_heads: int,
         bias: bool = False,
         qk_norm: bool = False,
+        max_score: float = 0.0,
         std: float = 0.02,
         output_std: float = 0.02,
         kernels: str = "torch",
@@ -227,6 +229,7 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(d_model, sum(self.sections), bias, std, generator)
         self.output = Linear(d_model, d_model, bias, output_std, generator)
         self.qk_norm = RMSNorm(d_head, kernels=kernels) if qk_norm else None
+        self.stretch = max_score / math.sqrt(d_head) if qk_norm and max_score else 1.0
 
     def forward(
         self,
@@ -255,7 +258,7 @@ class SelfAttention(nn.Module):
         key = split_heads(key, self.n_kv_heads)                    # (B, G, T, D)
         value = split_heads(value, self.n_kv_heads)                # (B, G, T, D)
         if self.qk_norm is not None:
-            query, key = self.qk_norm(query), self.qk_norm(key)
+            query, key = self.qk_norm(query) * self.stretch, self.qk_norm(key)
         if rotation is not None:
             query, key = rotate(query, *rotation), rotate(key, *rotation)
         if cache is not None:

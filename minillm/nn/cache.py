@@ -42,6 +42,7 @@ class KVCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.max_seq_len = max_seq_len
         self.length = 0
+        self.last_vector: Tensor | None = None  # (B, 1, C) of the last token, for models that mix it into the next
 
     @property
     def n_bytes(self) -> int:
@@ -94,4 +95,4 @@ class KVCache:
 
     def reset(self) -> None:
         """Forget everything; the memory is used again."""
-        self.length = 0
+        self.length, self.last_vector = 0, None

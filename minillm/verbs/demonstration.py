@@ -24,11 +24,11 @@ TEXT = Settings(
     validate_every=50, sample_every=100, checkpoint_every=150,
 )  # fmt: skip
 WORLD = Settings(
-    data=("tinyworld-en",), steps=400, vocab_size=512, max_seq_len=256, batch_size=24,
-    validate_every=100, sample_every=200, checkpoint_every=200,
+    data=("tinyworld-en",), rows="documents", steps=1500, vocab_size=512, max_seq_len=192, batch_size=8, weight_decay=0.0,
+    validate_every=250, sample_every=500, checkpoint_every=500, log_every=10,
 )  # fmt: skip
 QUICK = {"steps": 20, "size": "nano", "validate_every": 10, "sample_every": 20, "checkpoint_every": 10}
-TRAINING_STORIES, VALIDATION_STORIES = 12_000, 300
+TRAINING_STORIES, VALIDATION_STORIES = 13_000, 300
 QUICK_STORIES = 400
 TRAINING_SEED, VALIDATION_SEED = 1, 2  # two series of stories that share none
 

@@ -16,8 +16,8 @@ from minillm.train.optim import AdamW
 from minillm.train.schedule import warmup_cosine, warmup_linear_to_zero
 
 OPTIMIZERS = ("auto", "adamw", "muon")
-DEFAULT_RATES = {"adamw": 1e-3, "muon": 0.04}
-ADAMW_BESIDE_MUON = 0.25  # the rate of embeddings, head and vectors, as a share of Muon's
+DEFAULT_RATES = {"adamw": 1e-3, "muon": 0.03}
+ADAMW_BESIDE_MUON = 0.4  # the rate of embeddings and vectors, as a share of Muon's; the head has half of it
 LAST_ADAMW_RATE = 0.1  # where the cosine ends, as a share of the top
 
 
@@ -51,13 +51,14 @@ def choose_recipe(family: str, optimizer: str, learning_rate: float, n_warmup_st
     return Recipe(chosen, learning_rate or DEFAULT_RATES[chosen], n_warmup_steps, weight_decay)
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module, config: GPTConfig) -> Optimizer:
+def make_optimizer(recipe: Recipe, model: nn.Module, config: GPTConfig, ns_dtype: str = "fp32") -> Optimizer:
     """The recipe's optimizer over the model's parameters; Muon makes queries, keys and values orthogonal apart.
 
     Args:
         recipe: as `choose_recipe` gives it.
         model: the decoder.
         config: its shape, which says where the rows of queries, keys and values begin.
+        ns_dtype: number format of Muon's products, "fp32" or "bf16".
     """
     if recipe.optimizer == "adamw":
         return AdamW(decay_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.95))
@@ -66,6 +67,11 @@ def make_optimizer(recipe: Recipe, model: nn.Module, config: GPTConfig) -> Optim
         model,
         muon_lr=recipe.learning_rate,
         adamw_lr=recipe.learning_rate * ADAMW_BESIDE_MUON,
+        head_lr=recipe.learning_rate * ADAMW_BESIDE_MUON / 2,
+        momentum=0.9,
+        betas=(0.8, 0.95),
+        neuron_beta=0.95,
+        ns_dtype=ns_dtype,
         weight_decay=recipe.weight_decay,
         splits={"qkv.weight": (config.d_model, kv_rows, kv_rows)},
     )

@@ -166,17 +166,17 @@ EVENT = re.compile(
     r"(?P<goes>\w+) goes to the (?P<to>\w+)\."
     r"|(?P<carries>\w+) carries the (?P<load>\w+) from the (?P<source>\w+) to the (?P<goal>\w+)\."
     r"|(?P<swaps>\w+) swaps with (?P<other>\w+)\."
-    r"|(?P<gives>\w+) gives (?P<taker>\w+) (?P<amount>\w+) \w+\."
+    r"|(?P<gives>\w+) gives (?P<taker>\w+) (?P<amount>\w+) of (?P<whose>her|his) \w+s\."
     r"|(?:Now )?(?P<has>\w+) has the (?P<colour>\w+) (?P<item>\w+) and (?P<count>\w+) \w+\."
 )
 ASKED = re.compile(
     r"(?P<name>[A-Z]\w+) is at the (?P<place>\w+)\. (?P<again>\w+) has the (?P<colour>\w+) (?P<item>\w+)"
     r" and (?P<count>\w+) \w+\."
     r"|The (?P<item2>\w+) is (?P<colour2>\w+) and belongs to (?P<owner>\w+)\."
-    r" (?P<pronoun>He|She) is at the (?P<place2>\w+)\."
+    r" (?P<same>\w+) is at the (?P<place2>\w+)\."
     r"|The (?P<thing>\w+) is (?P<colour3>\w+) and stands at the (?P<place3>\w+)\."
 )
-WOMEN = {"Ana", "Rosalind", "Mei", "Clara", "Ivy", "Johanna"}
+WOMEN = {"Ana", "Rosalind", "Mei", "Clara", "Ivy", "Johanna", "Xiu", "Penelope", "Nadia"}
 
 
 def live_through(text):
@@ -207,6 +207,7 @@ def live_through(text):
         elif found["gives"]:
             people[found["gives"]]["count"] -= NUMBERS.index(found["amount"])
             people[found["taker"]]["count"] += NUMBERS.index(found["amount"])
+            assert found["whose"] == ("her" if found["gives"] in WOMEN else "his")
         else:
             actor, other = people[found["swaps"]], people[found["other"]]
             actor["item"], other["item"] = other["item"], actor["item"]
@@ -223,7 +224,7 @@ def live_through(text):
             owner = people[found["owner"]]
             assert (owner["item"], owner["place"]) == (found["item2"], found["place2"])
             assert things[found["item2"]]["colour"] == found["colour2"]
-            assert found["pronoun"] == ("She" if found["owner"] in WOMEN else "He")
+            assert found["same"] == found["owner"]
     return len(people), n_events, len(questions)
 
 
@@ -244,14 +245,12 @@ def test_the_reader_notices_a_lie():
     assert lies > 200
 
 
-def test_english_agrees_in_number_article_and_pronoun():
+def test_english_agrees_in_number_and_article():
     text = " ".join(story.english.text for story in some_stories("full", 300))
     assert re.search(r"\bone (plum|peach|pear|cherry|chestnut|apple)\b", text)
     assert not re.search(r"\bone \w+s\b", text)
     assert not re.search(r"\b(two|three|four|five|six) (plum|peach|pear|cherry|chestnut|apple)\b", text)
     assert re.search(r"\b[Aa]n orange\b", text) and not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", text)
-    for name, pronoun in [("Ana", "She"), ("Bartholomew", "He"), ("Una", "She"), ("Kofi", "He")]:
-        assert set(re.findall(rf"belongs to {name}\. (\w+) is at", text)) == {pronoun}
 
 
 def test_chinese_is_written_without_spaces_in_full_width():

@@ -14,11 +14,11 @@ TEMPLATES = {
     "thing": "有{thing:classified.0}{colour}{thing:classified.1}放在{place}。",
     "move": "{actor:name}{verb}{place}。",
     "swap": "{actor:name}{verb}{partner:name}交换。" + NOW,
-    "gift": "{actor:name}{verb}{partner:name}{amount:number}{amount_fruit:counted}。" + NOW,
+    "gift": "{actor:name}{verb}{partner:name}{giver:possessive}{amount:number}{amount_fruit:counted}。" + NOW,
     "carry": "{actor:name}{verb}{thing}从{origin:place}搬到了{place}。",
     "evening": "天黑了。",
     "ask_person": "{subject}在{place}。{subject}有{colour}{item}和{count:number}{fruit:counted}。",
-    "ask_item": "{subject}是{colour}，属于{owner:name}。{pronoun}在{place}。",
+    "ask_item": "{subject}是{colour}，属于{owner:name}。{owner:name}在{place}。",
     "ask_thing": "{subject}是{colour}，放在{place}。",
 }
 
@@ -30,7 +30,7 @@ def chinese() -> Language:
     things = {thing.english: (thing.chinese,) for thing in THINGS}
     forms = {
         "name": names,
-        "pronoun": {name.english: ("她" if name.female else "他",) for name in NAMES},
+        "possessive": {name.english: ("她的" if name.female else "他的",) for name in NAMES},
         "place": {english: (chinese,) for english, chinese in PLACES.items()},
         "colour": {english: (chinese,) for english, chinese in COLOURS.items()},
         "item": items,

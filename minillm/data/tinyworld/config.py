@@ -39,19 +39,19 @@ class WorldConfig:
 
     Example:
         >>> WorldConfig(n_people=3).n_questions
-        4
+        3
     """
 
-    n_names: int = 12
-    n_items: int = 10
+    n_names: int = 8
+    n_items: int = 8
     n_colours: int = 6
-    n_places: int = 8
+    n_places: int = 6
     n_thing_kinds: int = 4
     n_fruits: int = 3
-    n_people: int = 4
-    n_things: int = 1
-    n_events: int = 5
-    n_questions: int = 4
+    n_people: int = 3
+    n_things: int = 0
+    n_events: int = 3
+    n_questions: int = 3
     min_count: int = 2
     max_count: int = 5
     event_weights: tuple[int, int, int, int] = (3, 3, 1, 2)

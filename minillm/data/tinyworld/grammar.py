@@ -100,7 +100,7 @@ class State:
         return Field(value, None, kind, source)
 
     def agree(self, value: Value | tuple[Value, Value], field: str) -> Field:
-        """A word whose form agrees with another field of the sentence being told: a pronoun, a singular or plural."""
+        """A word whose form agrees with another field of the sentence being told: her or his, a singular or plural."""
         return Field(value, None, "agreement", Source(self.n_sentences, field))
 
     def key(self, n_events_left: int) -> tuple:
@@ -215,12 +215,13 @@ class Grammar:
         return fields | self.now_has(state, "partner", partner.value, given, sum_)
 
     def gift(self, state: State, choose: Chooser, fields: dict[str, Field]) -> dict[str, Field]:
-        """Ana gives Bo two plums. Now Ana has the red kite and one plum. Bo has the blue drum and three plums."""
+        """Ana gives Bo two of her plums. Now Ana has the red kite and one plum. Bo has the blue drum and three plums."""
         actor, partner = fields["actor"].value, choose("partner", without(state.people, [fields["actor"].value]))
         left, sum_ = state.recall("count", actor, "count"), state.recall("count", partner.value, "count")
         amount = choose("amount", tuple(range(1, min(LARGEST_GIFT, left.value - 1) + 1)))
         left, sum_ = left._replace(value=left.value - amount.value), sum_._replace(value=sum_.value + amount.value)
         fields |= chosen({"partner": partner, "amount": amount})
+        fields |= {"giver": state.agree(actor, "actor")}
         fields |= {"amount_fruit": state.agree((state.fruit, amount.value), "amount")}
         fields |= self.now_has(state, "actor", actor, state.recall("item", actor, "object"), left)
         return fields | self.now_has(
@@ -275,12 +276,11 @@ class Grammar:
         }
 
     def item_now(self, state: State, item: str) -> dict[str, Field]:
-        """The kite is red and belongs to Bo. He is at the harbour."""
+        """The kite is red and belongs to Bo. Bo is at the harbour."""
         owner = state.recall("owner", item, "name")
         return {
             "colour": state.recall("colour", item, "colour"),
             "owner": owner,
-            "pronoun": state.agree(owner.value, "owner"),
             "place": state.recall("place", owner.value, "place"),
         }
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Name(NamedTuple):
-    """A person's name in both languages; `female` decides the pronoun."""
+    """A person's name in both languages; `female` decides between her and his."""
 
     english: str
     chinese: str
