@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("extras", help="extras of pyproject.toml, separated by commas")
     parser.add_argument("--torch-index", default="ask", help="index URL for torch, empty for PyPI, 'ask' to find out")
     arguments = parser.parse_args()
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (this runs under whatever python3 there is)
         print(f"minillm needs Python 3.11 or newer; this is {sys.version.split()[0]}. Try: make PYTHON=python3.12 demo")
         return 1
     folder = ROOT / arguments.folder
@@ -38,13 +38,27 @@ def main() -> int:
         print(f"making {arguments.folder} ...", flush=True)
         venv.create(folder, with_pip=True, clear=True)
     index = cpu_index_if_useful() if arguments.torch_index == "ask" else arguments.torch_index
-    print(f"installing minillm[{','.join(extras)}]" + (f" with torch from {index}" if index else "") + " ...", flush=True)
-    command = [python_of(folder), "-m", "pip", "install", "--quiet", "-c", "constraints.txt", "-e", f".[{','.join(extras)}]"]
+    print(
+        f"installing minillm[{','.join(extras)}]" + (f" with torch from {index}" if index else "") + " ...", flush=True
+    )
+    command = [
+        python_of(folder),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "-c",
+        "constraints.txt",
+        "-e",
+        f".[{','.join(extras)}]",
+    ]
     if index:
         command += ["--extra-index-url", index]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     if subprocess.run(command, cwd=ROOT, env=environment).returncode:
-        print("pip could not install the packages: is a package index within reach? Nothing was changed outside", folder)
+        print(
+            "pip could not install the packages: is a package index within reach? Nothing was changed outside", folder
+        )
         return 1
     stamp.write_text(" ".join([fingerprint, *extras]) + "\n")
     return 0

@@ -36,7 +36,10 @@ def main() -> int:
     print("\n| what | peer | ratio | at least | aim | |\n| --- | --- | --: | --: | --: | --- |")
     for claim in claims:
         verdict = "holds" if claim["holds"] else "**falls short**"
-        print(f"| {claim['what']} | {claim['peer']} | {claim['ratio']:.2f} | {claim['at_least']:g} | {claim['aim']:g} | {verdict} |")
+        print(
+            f"| {claim['what']} | {claim['peer']} | {claim['ratio']:.2f} | {claim['at_least']:g} "
+            f"| {claim['aim']:g} | {verdict} |"
+        )
     print(json.dumps({"claims": claims}))
     return 0
 

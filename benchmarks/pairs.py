@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Claim:
-    """One sentence that a benchmark supports: `ratio` is the peer's time (or memory, or loss) over ours; larger is better."""
+    """A sentence that a benchmark supports: `ratio` is the peer's time (memory, loss) over ours; larger is better."""
 
     what: str
     peer: str

@@ -1,4 +1,4 @@
-"""The command `minillm VERB ...`: finds the verb, reads its settings, calls it, turns our errors into one clear line."""
+"""The command `minillm VERB ...`: finds the verb, reads its settings, calls it, turns our errors into a clear line."""
 
 import importlib
 import sys

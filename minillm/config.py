@@ -1,4 +1,4 @@
-"""Settings are frozen dataclasses; this module fills them from a TOML file, from command-line flags and from checkpoint JSON.
+"""Settings are frozen dataclasses; this module fills them from TOML files, command-line flags and checkpoint JSON.
 
 Precedence: the dataclass's own defaults, then `--config FILE.toml`, then `--field value`. A key that the dataclass does
 not have is an error that names the ones it has.

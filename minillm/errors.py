@@ -1,4 +1,4 @@
-"""Every error a caller can cause. All are ValueErrors; each message says what was given, what was expected and what to do."""
+"""Every error a caller can cause, all ValueErrors; a message says what was given, what was expected and what to do."""
 
 
 class MinillmError(ValueError):

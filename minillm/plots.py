@@ -26,13 +26,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One coordinate system with named curves and named horizontal reference lines."""
+    """One coordinate system with named curves and named horizontal reference lines; `log_y` spreads small values."""
 
     title: str
     x_label: str
     y_label: str
     lines: Mapping[str, Line]
     levels: Mapping[str, float] = field(default_factory=dict)
+    log_y: bool = False
 
 
 @contextmanager
@@ -89,20 +90,28 @@ def _draw(axes, panel: Panel) -> None:
             axes.plot(line.x, line.y, linewidth=1.8, marker=marker, markersize=4, label=name, zorder=2, **style)
             solid += 1
     for number, (name, level) in enumerate(panel.levels.items()):
-        axes.axhline(level, color=COLOURS[(solid + number) % len(COLOURS)], linewidth=1.4, linestyle=(0, (1, 1)), label=name)
+        axes.axhline(
+            level, color=COLOURS[(solid + number) % len(COLOURS)], linewidth=1.4, linestyle=(0, (1, 1)), label=name
+        )
     axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+    if panel.log_y:
+        from matplotlib.ticker import ScalarFormatter
+
+        axes.set_yscale("log")
+        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            axis(ScalarFormatter())
     axes.legend()
 
 
 def plot_bars(
     title: str, axis_label: str, values: Mapping[str, float], path: Path, floor: tuple[str, float] | None = None
 ) -> None:
-    """Horizontal bars with their numbers, sorted as given from the top, and a vertical line for the floor.
+    """Horizontal bars on a log scale with their numbers, sorted as given from the top, and a line for the floor.
 
     Args:
         title: heading of the figure.
         axis_label: what the numbers mean, with unit.
-        values: bar name -> finite value.
+        values: bar name -> value above 0.
         path: where to write the PNG.
         floor: (name, value) of a bound that no bar can pass, if known.
     """
@@ -116,11 +125,14 @@ def plot_bars(
         names = list(values)[::-1]
         bars = axes.barh(names, [values[name] for name in names], color=COLOURS[0], height=0.66)
         axes.bar_label(bars, fmt="%.2f", padding=4)
-        axes.margins(x=0.12)
+        axes.set_xscale("log")
+        smallest = min([*values.values(), *([floor[1]] if floor else [])])
+        axes.set_xlim(smallest / 2, max(values.values()) * 2)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(axis="y", visible=False)
         if floor is not None:
             axes.axvline(floor[1], color=COLOURS[1], linewidth=1.8, linestyle="--", label=f"{floor[0]}: {floor[1]:.3f}")
-            axes.legend(loc="lower right")
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18 - 0.5 / len(values)))
         axes.set(title=title, xlabel=axis_label)
         figure.savefig(path)
 

@@ -1,4 +1,4 @@
-"""Named dimensions, checked at the door of a function. Works for torch tensors and numpy arrays without importing torch."""
+"""Named dimensions, checked at the door of a function, for torch tensors and numpy arrays; does not import torch."""
 
 from typing import Protocol
 

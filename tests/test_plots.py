@@ -11,7 +11,13 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def test_panels_make_a_png_that_is_the_same_every_time(tmp_path):
-    panel = Panel("Loss", "step", "nats", {"raw": Line([0, 1, 2], [3.0, 2.0, 1.5], faint=True), "mean": Line([0, 2], [3.0, 2.0])}, {"floor": 1.0})
+    panel = Panel(
+        "Loss",
+        "step",
+        "nats",
+        {"raw": Line([0, 1, 2], [3.0, 2.0, 1.5], faint=True), "mean": Line([0, 2], [3.0, 2.0])},
+        {"floor": 1.0},
+    )
     for name in ("a.png", "b.png"):
         plot_panels([panel, panel], tmp_path / name)
     first, second = ((tmp_path / name).read_bytes() for name in ("a.png", "b.png"))

@@ -22,7 +22,11 @@ def section(title: str) -> str:
 def test_map_names_what_is_on_disk_and_nothing_else():
     rows = [line for line in section("Map").splitlines() if line.startswith("| `")]
     named = {name.rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
-    package = {f"minillm/{path.name}" for path in (ROOT / "minillm").iterdir() if path.name not in ("__pycache__", "__init__.py")}
+    package = {
+        f"minillm/{path.name}"
+        for path in (ROOT / "minillm").iterdir()
+        if path.name not in ("__pycache__", "__init__.py")
+    }
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
     folders = {path.split("/")[0] for path in tracked if "/" in path and not path.startswith((".", "minillm/"))}
     assert named == package | (folders or named - package)

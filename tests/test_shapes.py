@@ -1,12 +1,9 @@
 """Named dimensions at the door of a function."""
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
 
-import minillm.shapes
 from minillm.errors import ShapeError
 from minillm.shapes import check_shape
 
@@ -38,7 +35,3 @@ def test_open_front():
     assert sizes == {"T": 2, "D": 3}
     with pytest.raises(ShapeError):
         check_shape("x", np.zeros(3), "... T D", {})
-
-
-def test_examples_in_the_docstrings():
-    assert doctest.testmod(minillm.shapes).failed == 0

@@ -138,13 +138,20 @@ class RandomWindows:
 class DocumentBatches:
     """Each row is one document from its beginning, for texts of many short documents that should be seen whole.
 
-    The first input is the end-of-text id, the last target the document's own end. Rows are as long as the longest of the
-    batch; behind the end of a shorter one the targets are `NOT_COUNTED`. A document of more than T tokens becomes
+    The first input is the end-of-text id, the last target the document's own end. Rows are as long as the longest of
+    the batch; behind the end of a shorter one the targets are `NOT_COUNTED`. A document of more than T tokens becomes
     several rows. Epochs are shuffled and follow one another as in `SequentialBatches`.
     """
 
     def __init__(
-        self, tokens: Tokens, end_of_text_id: int, batch_size: int, seq_len: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        tokens: Tokens,
+        end_of_text_id: int,
+        batch_size: int,
+        seq_len: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
     ):
         """Find the documents.
 
@@ -164,8 +171,11 @@ class DocumentBatches:
         _check_numbers(batch_size, seq_len, seed, rank, world_size)
         self.tokens, self.end_of_text_id = tokens[:], end_of_text_id
         if len(self.tokens) == 0 or self.tokens[-1] != end_of_text_id:
-            raise DataError(f"{len(self.tokens)} tokens that do not end with the end-of-text id {end_of_text_id}; pack documents")
-        self.batch_size, self.seq_len, self.seed, self.rank, self.world_size = batch_size, seq_len, seed, rank, world_size
+            raise DataError(
+                f"{len(self.tokens)} tokens that do not end with the end-of-text id {end_of_text_id}; pack documents"
+            )
+        self.batch_size, self.seq_len, self.seed = batch_size, seq_len, seed
+        self.rank, self.world_size = rank, world_size
         ends = np.flatnonzero(self.tokens == end_of_text_id) + 1
         starts = np.concatenate(([0], ends[:-1]))
         self.rows = [
@@ -193,8 +203,8 @@ class DocumentBatches:
             DataError: if the step is negative.
         """
         first = _first_row(step, self.batch_size, self.rank, self.world_size)
-        places = [self._order(row // len(self.rows))[row % len(self.rows)] for row in range(first, first + self.batch_size)]
-        chosen = [self.rows[place] for place in places]
+        numbers = range(first, first + self.batch_size)
+        chosen = [self.rows[self._order(n // len(self.rows))[n % len(self.rows)]] for n in numbers]
         longest = max(stop - start for start, stop in chosen)
         inputs = np.full((self.batch_size, longest), self.end_of_text_id, np.int64)
         targets = np.full((self.batch_size, longest), NOT_COUNTED, np.int64)

@@ -156,7 +156,7 @@ def python_documentation(settings: CorpusSettings) -> Iterator[str]:
 
 
 def without_repeats(texts: dict[str, str], n_letters: int = 40) -> Iterator[str]:
-    """The texts in their order, without paragraphs that a shorter one of them has; a text of which nothing stays is left out.
+    """The texts in their order, without paragraphs that a shorter one of them has; texts left empty are left out.
 
     Args:
         texts: name -> text; paragraphs are separated by empty lines and compared without regard to white space.

@@ -279,7 +279,8 @@ class GPT(nn.Module):
         self.position_embedding = (
             Embedding(config.max_seq_len, config.d_model, generator=generator) if learned else None
         )
-        self.share_of_previous = nn.Parameter(torch.full((config.d_model,), FIRST_SHARE)) if config.token_shift else None
+        share = torch.full((config.d_model,), FIRST_SHARE) if config.token_shift else None
+        self.share_of_previous = None if share is None else nn.Parameter(share)
         self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.n_layers))
         self.final_norm = make_norm(config)
         head_std = 0.0 if config.zero_outputs else 0.02

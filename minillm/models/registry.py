@@ -47,8 +47,8 @@ def model_config(family: str, size: str, vocab_size: int, max_seq_len: int, **ov
 
     Args:
         family: "gpt2" (learned positions, LayerNorm, GELU, biases, tied embedding) or "modern" (rotary positions,
-            RMSNorm without weights, query/key norm with scores up to 12, token shift, ReLU^2, outputs zero at first, untied head, logits capped at 15,
-            token vectors of size 0.25 at first).
+            RMSNorm without weights, query/key norm with scores up to 12, token shift, ReLU^2, outputs zero at first,
+            untied head, logits capped at 15, token vectors of size 0.25 at first).
         size: one of `sizes()`.
         vocab_size: number of token ids V.
         max_seq_len: context in tokens.

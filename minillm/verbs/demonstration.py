@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minillm.data.tinyworld import World, world_config
 from minillm.evaluate.comparison import Row, markdown_table, simple_models
-from minillm.evaluate.recall import RECALL_KINDS, WorldScore, score_world
+from minillm.evaluate.recall import FAR_WORDS, RECALL_KINDS, WorldScore, score_world
 from minillm.plots import plot_bars, plot_panels
 from minillm.runtime import choose_device
 from minillm.train.metrics import read_metrics
@@ -20,15 +20,15 @@ from minillm.verbs.train import Settings
 from minillm.verbs.training import Texts, loss_panel, read_texts, train_run
 
 TEXT = Settings(
-    data=("stories-en", "python-docs"), steps=300, vocab_size=1024, max_seq_len=128, batch_size=32,
-    validate_every=50, sample_every=100, checkpoint_every=150,
+    data=("stories-en", "python-docs"), steps=240, vocab_size=1024, max_seq_len=128, batch_size=32,
+    validate_every=40, sample_every=120, checkpoint_every=120,
 )  # fmt: skip
 WORLD = Settings(
-    data=("tinyworld-en",), rows="documents", steps=1500, vocab_size=512, max_seq_len=192, batch_size=8, weight_decay=0.0,
-    validate_every=250, sample_every=500, checkpoint_every=500, log_every=10,
+    data=("tinyworld-en",), rows="documents", steps=1900, vocab_size=512, max_seq_len=192, batch_size=8,
+    weight_decay=0.0, validate_every=250, sample_every=500, checkpoint_every=500, log_every=10,
 )  # fmt: skip
 QUICK = {"steps": 20, "size": "nano", "validate_every": 10, "sample_every": 20, "checkpoint_every": 10}
-TRAINING_STORIES, VALIDATION_STORIES = 13_000, 300
+TRAINING_STORIES, VALIDATION_STORIES = 16_000, 300
 QUICK_STORIES = 400
 TRAINING_SEED, VALIDATION_SEED = 1, 2  # two series of stories that share none
 
@@ -38,7 +38,12 @@ def demonstrate(settings: "demo.Settings") -> int:
     start = time.perf_counter()
     if settings.out.exists():
         clear(settings.out)
-    shared = {"seed": settings.seed, "device": settings.device, "precision": settings.precision, **(QUICK if settings.quick else {})}
+    shared = {
+        "seed": settings.seed,
+        "device": settings.device,
+        "precision": settings.precision,
+        **(QUICK if settings.quick else {}),
+    }
     text_settings = replace(TEXT, out=settings.out, **shared)
     world_settings = replace(WORLD, out=settings.out / "world", **shared)
 
@@ -102,18 +107,25 @@ def table_of(folder: RunFolder, texts: Texts, model_bits_per_byte: float | None 
 
 
 def write_report(
-    out: Path, text: RunFolder, text_rows: list[Row], world: RunFolder, world_rows: list[Row], score: WorldScore, seconds: float
+    out: Path,
+    text: RunFolder,
+    text_rows: list[Row],
+    world: RunFolder,
+    world_rows: list[Row],
+    score: WorldScore,
+    seconds: float,
 ) -> None:
     """report.md with both tables, loss.png with both curves, bars.png, samples.txt with both runs' samples."""
     floor = ("true entropy", score.floor_bits_per_byte)
-    panels = [loss_panel(title, read_metrics(folder.metrics)) for title, folder in (("real text", text), ("made world", world))]
-    n_tokens = sum(score.n_words.values())
-    panels[1].levels["true entropy"] = floor_per_token(world, score)
+    runs = {"real text": text, "made world": world}
+    panels = [loss_panel(title, read_metrics(folder.metrics)) for title, folder in runs.items()]
+    panels[1] = replace(panels[1], levels={"true entropy": floor_per_token(world, score)}, log_y=True)
     plot_panels(panels, out / "loss.png")
-    plot_bars("Made world: models against what is possible", "bits per byte", {row.name: row.bits_per_byte for row in world_rows},
-              out / "bars.png", floor)  # fmt: skip
-    samples = [f"== {title}\n\n{folder.samples.read_text(encoding='utf-8')}" for title, folder in (("real text", text), ("made world", world))]
+    bars = {row.name: row.bits_per_byte for row in world_rows}
+    plot_bars("Made world: models against what is possible", "bits per byte (log scale)", bars, out / "bars.png", floor)
+    samples = [f"== {title}\n\n{run.samples.read_text(encoding='utf-8')}" for title, run in runs.items()]
     text.samples.write_text("\n".join(samples), encoding="utf-8")
+    people_and_things = ("name", "object")
     kinds = ", ".join(f"{kind} {score.accuracy((kind,)):.1%}" for kind in RECALL_KINDS)
     (out / "report.md").write_text(
         f"""# What the demo measured
@@ -126,11 +138,14 @@ Made world: {score.n_stories} new stories; no model can go below the true entrop
 
 {markdown_table(world_rows, floor)}
 
-Recalled words right at the first guess: {score.accuracy():.1%} of {n_tokens:,}; names and objects {score.accuracy(('name', 'object')):.1%}
-(stated more than 60 words before: {score.accuracy(('name', 'object'), far_only=True):.1%}); by kind: {kinds}.
-All other tokens: {score.rest_excess:+.1%} above their floor. Recalled tokens cost {score.recall_nats / score.n_stories:.2f} nats a story, a perfect reader {score.recall_floor_nats / score.n_stories:.2f}.
+Names and objects recalled right at the first guess: {score.accuracy(people_and_things):.1%}; of those stated more than
+{FAR_WORDS} words before: {score.accuracy(people_and_things, far_only=True):.1%}. All {sum(score.n_words.values()):,} \
+recalled words: {score.accuracy():.1%} ({kinds}).
+All other tokens: {score.rest_excess:+.1%} above their floor. Recalled tokens cost \
+{score.recall_nats / score.n_stories:.2f} nats a story, a perfect \
+reader {score.recall_floor_nats / score.n_stories:.2f}.
 
-Both models were trained, and everything measured, in {seconds:.0f} seconds. Loss curves: loss.png; the table as bars: bars.png; samples: samples.txt.
+Trained and measured in {seconds:.0f} seconds. Loss curves: loss.png; the second table: bars.png; samples: samples.txt.
 """,
         encoding="utf-8",
     )

@@ -31,11 +31,13 @@ class Recipe:
     weight_decay: float
 
 
-def choose_recipe(family: str, optimizer: str, learning_rate: float, n_warmup_steps: int, weight_decay: float) -> Recipe:
+def choose_recipe(
+    family: str, optimizer: str, learning_rate: float, n_warmup_steps: int, weight_decay: float
+) -> Recipe:
     """Fill in what the caller left open.
 
     Args:
-        family: of the model: "auto" is muon for "modern" (whose normalised queries and keys bear large steps), adamw else.
+        family: of the model; "auto" is muon for "modern", whose normalised queries and keys bear large steps.
         optimizer: "auto", "adamw" or "muon".
         learning_rate: top rate, of Muon's matrices or of AdamW; 0 takes the optimizer's default.
         n_warmup_steps: as given.
@@ -44,7 +46,11 @@ def choose_recipe(family: str, optimizer: str, learning_rate: float, n_warmup_st
     Raises:
         ConfigError: if a number is negative.
     """
-    for name, value in (("learning_rate", learning_rate), ("warmup_steps", n_warmup_steps), ("weight_decay", weight_decay)):
+    for name, value in (
+        ("learning_rate", learning_rate),
+        ("warmup_steps", n_warmup_steps),
+        ("weight_decay", weight_decay),
+    ):
         if not value >= 0:
             raise ConfigError(f"{name} is {value}; it must be 0 or more")
     chosen = {"modern": "muon"}.get(family, "adamw") if optimizer == "auto" else optimizer

@@ -4,7 +4,7 @@ import shutil
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -196,29 +196,32 @@ def train_run(settings: Settings, texts: Texts, hooks: tuple[Hook, ...] = ()) ->
     return result, folder
 
 
-def batches_of(settings: Settings, tokens: PackedTokens) -> SequentialBatches | DocumentBatches:
-    """Training batches as the settings want their rows."""
+def batches_of(
+    settings: Settings, tokens: PackedTokens, shuffle: bool = True
+) -> SequentialBatches | DocumentBatches:
+    """Batches with rows as the settings want them; running text can be read in its order."""
     if settings.rows == "documents":
         return DocumentBatches(
             tokens, tokens.end_of_text_id, settings.batch_size, settings.max_seq_len, settings.seed
         )
-    return SequentialBatches(tokens, settings.batch_size, settings.max_seq_len, settings.seed)
+    return SequentialBatches(tokens, settings.batch_size, settings.max_seq_len, settings.seed, shuffle=shuffle)
 
 
 def validation(
     model: GPT, held_out: PackedTokens, settings: Settings, precision: Precision
 ) -> Callable[[Callable[[], bool]], Mapping[str, float] | None]:
     """The loop's validation: loss in nats per token and bits per byte on the first tokens set aside."""
-    seq_len = min(settings.max_seq_len, len(held_out) - 1)
-    if seq_len < 1:
+    if len(held_out) < 2:
         raise DataError("the text set aside for validation has a single token; give a longer text")
-    n_windows = min((len(held_out) - 1) // seq_len, max(1, VALIDATION_TOKENS // seq_len))
-    rows = next(rows for rows in range(min(settings.batch_size, n_windows), 0, -1) if n_windows % rows == 0)
-    batches = SequentialBatches(held_out, rows, seq_len, seed=0, shuffle=False)
+    settings = replace(settings, max_seq_len=min(settings.max_seq_len, len(held_out) - 1), seed=0)
+    n_rows = len(held_out) // settings.max_seq_len
+    settings = replace(settings, batch_size=min(settings.batch_size, n_rows))
+    batches = batches_of(settings, held_out, shuffle=False)
+    n_batches = max(1, min(n_rows, VALIDATION_TOKENS // settings.max_seq_len) // settings.batch_size)
     bytes_per_token = held_out.n_text_bytes / len(held_out)
 
     def validate(should_stop: Callable[[], bool]) -> Mapping[str, float] | None:
-        figures = validation_loss(model, batches.batch, n_windows // rows, should_stop, precision=precision)
+        figures = validation_loss(model, batches.batch, n_batches, should_stop, precision=precision)
         return figures and {**figures, "bits_per_byte": bits_per_byte(figures["loss"], 1) / bytes_per_token}
 
     return validate

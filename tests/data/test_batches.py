@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from minillm.data.batches import RandomWindows, SequentialBatches
+from minillm.data.batches import DocumentBatches, RandomWindows, SequentialBatches
 from minillm.data.packing import pack
 from minillm.errors import ConfigError, DataError
 from minillm.tokenizers.bytes import ByteTokenizer
@@ -153,3 +153,44 @@ def test_wrong_step_and_shape(kind):
         kind(np.arange(50), 2, 4, seed=0).batch(-1)
     with pytest.raises(DataError, match=r"shape \(5, 10\)"):
         kind(np.zeros((5, 10), np.int64), 2, 4, seed=0)
+
+
+def test_document_batches_hold_whole_documents_from_their_beginning():
+    end, documents = 9, [[1, 2, 3], [4], [5, 6], [], [7, 8, 7, 8, 7]]
+    tokens = np.array([token_id for document in documents for token_id in (*document, end)])
+    batches = DocumentBatches(tokens, end, batch_size=2, seq_len=8, seed=3)
+    seen = []
+    for step in range(5):                                          # two epochs of five rows
+        inputs, targets = batches.batch(step)
+        for row_inputs, row_targets in zip(inputs.tolist(), targets.tolist(), strict=True):
+            row_targets = [target for target in row_targets if target != -100]
+            assert row_inputs[: len(row_targets)] == [end, *row_targets[:-1]]
+            assert set(row_inputs[len(row_targets) :]) <= {end}
+            seen.append(tuple(row_targets))
+    expected = sorted((*document, end) for document in documents)
+    assert sorted(seen[:5]) == sorted(seen[5:]) == expected and seen[:5] != seen[5:]
+    assert batches.batches_per_epoch == 3
+
+
+def test_long_documents_become_several_rows_that_continue():
+    tokens = np.array([1, 2, 3, 4, 5, 9])
+    batches = DocumentBatches(tokens, 9, batch_size=2, seq_len=4, seed=0)
+    inputs, targets = batches.batch(0)
+    rows = sorted(zip(inputs.tolist(), targets.tolist(), strict=True), key=lambda row: row[1][0])
+    assert rows == [([9, 1, 2, 3], [1, 2, 3, 4]), ([4, 5, 9, 9], [5, 9, -100, -100])]
+
+
+def test_document_batches_of_ranks_are_parts_of_one_batch_and_any_step_can_be_asked_for():
+    tokens = np.array([token_id for length in range(7) for token_id in (*range(length), 9)])
+    whole = DocumentBatches(tokens, 9, batch_size=4, seq_len=8, seed=1)
+    parts = [DocumentBatches(tokens, 9, batch_size=2, seq_len=8, seed=1, rank=rank, world_size=2) for rank in (0, 1)]
+    for step in (5, 0, 3):
+        expected = [[t for t in row if t != -100] for row in whole.batch(step)[1].tolist()]
+        found = [[t for t in row if t != -100] for part in parts for row in part.batch(step)[1].tolist()]
+        assert found == expected
+
+
+@pytest.mark.parametrize("tokens", [[], [1, 2]])
+def test_document_batches_need_the_end_of_a_document(tokens):
+    with pytest.raises(DataError, match="end-of-text"):
+        DocumentBatches(np.array(tokens, dtype=np.int64), 9, batch_size=1, seq_len=4, seed=0)

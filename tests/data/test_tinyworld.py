@@ -41,8 +41,11 @@ def countable(name):
     return World(world_config("tiny", **COUNTABLE.get(name, {})))
 
 
-def some_stories(preset, n, seed=0):
-    return itertools.islice(World(world_config(preset)).stories(seed), n)
+BUSY = {"n_people": 4, "n_things": 1, "n_events": 5, "n_questions": 4, "n_places": 8}
+
+
+def some_stories(preset, n, seed=0, **overrides):
+    return itertools.islice(World(world_config(preset, **overrides)).stories(seed), n)
 
 
 @pytest.fixture(scope="module", params=["tiny", *COUNTABLE])
@@ -229,7 +232,9 @@ def live_through(text):
 
 
 def test_the_text_is_true_of_the_world_it_tells_of():
-    for story in some_stories("demo", 500):
+    for story in some_stories("demo", 300):
+        assert live_through(story.english.text) == (3, 3, 3)
+    for story in some_stories("demo", 300, **BUSY):
         assert live_through(story.english.text) == (4, 5, 4)
 
 
@@ -290,13 +295,13 @@ def test_recall_distances_by_hand():
     assert story.english.text == (
         "The plums are ripe. Bo is at the mill. Bo has a red drum and one plum. Ana is at the harbour. Ana has a red"
         " kite and two plums. A red box stands at the mill. Bo swaps with Ana. Now Bo has the red kite and one plum."
-        " Ana has the red drum and two plums. Evening comes. The drum is red and belongs to Ana. She is at the harbour."
+        " Ana has the red drum and two plums. Evening comes. The drum is red and belongs to Ana. Ana is at the harbour."
         " The box is red and stands at the mill."
     )
     assert story.chinese.text == (
         "李子熟了。阿波在磨坊。阿波有一面红色的鼓和一个李子。安娜在港口。安娜有一只红色的风筝和两个李子。"
         "有一个红色的箱子放在磨坊。阿波和安娜交换。现在阿波有红色的风筝和一个李子。安娜有红色的鼓和两个李子。"
-        "天黑了。鼓是红色的，属于安娜。她在港口。箱子是红色的，放在磨坊。"
+        "天黑了。鼓是红色的，属于安娜。安娜在港口。箱子是红色的，放在磨坊。"
     )
     found = [(r.word, r.kind, r.distance) for r in story.english.recalls if r.kind != "agreement"]
     assert found == [
@@ -328,35 +333,38 @@ def test_token_floors_of_words():
     marked = [word.strip() for word, recall in zip(words, recalls, strict=True) if recall]
     assert marked == [recall.word for recall in rendering.recalls]
     assert all(floor == 0.0 for floor, recall in zip(floors, recalls, strict=True) if recall)
-    assert floors[words.index(" is") - 1] == pytest.approx(math.log(12))
+    assert floors[words.index(" is") - 1] == pytest.approx(math.log(8))
     article = words.index(" has") + 1
     assert floors[article : article + 2].sum() == pytest.approx(math.log(6))
     with pytest.raises(DataError):
         rendering.token_floors([len(word) for word in words[:-1]])
 
 
-def test_recall_is_long_frequent_and_set_by_the_number_of_questions():
-    world = World(WorldConfig())
-    distances = recall_distances(world, "english", 150)
-    assert (distances["name"] > 60).mean() > 0.45 and (distances["object"] > 60).mean() > 0.3
-    shares = [recall_share(World(world_config("demo", n_questions=n)), "english", 150).value for n in (0, 2, 4)]
-    assert 0.08 < shares[0] < shares[1] - 0.015 < shares[2] - 0.03
-    assert recall_share(world, "english", 300, varying=True).value == pytest.approx(0.30, abs=0.01)
+def test_recall_is_frequent_and_set_by_the_number_of_questions():
+    shares = [recall_share(World(world_config("demo", n_questions=n)), "english", 150).value for n in (0, 1, 3)]
+    assert 0.04 < shares[0] < shares[1] - 0.015 < shares[2] - 0.03
+    assert recall_share(World(WorldConfig()), "english", 300, varying=True).value == pytest.approx(0.33, abs=0.02)
+
+
+def test_some_facts_are_recalled_more_than_60_words_later_and_a_busier_world_has_more_of_them():
+    demo, busy = (recall_distances(World(world_config("demo", **more)), "english", 150) for more in ({}, BUSY))
+    for kind in ("name", "object"):
+        assert 0.08 < (demo[kind] > 60).mean() < (busy[kind] > 60).mean() - 0.1
 
 
 def test_recall_has_several_candidates():
     for story in some_stories("demo", 100):
         people = [fact.values for fact in story.derivation if fact.kind == "person"]
-        assert len({name for name, *_ in people}) == len({item for *_, item, _ in people}) == 4
+        assert len({name for name, *_ in people}) == len({item for *_, item, _ in people}) == 3
     facts = itertools.chain.from_iterable(story.derivation for story in some_stories("demo", 500))
     pairs = Counter(fact.values[::3] for fact in facts if fact.kind == "person")
-    assert len(pairs) == 12 * 10 and max(pairs.values()) < 40
+    assert len(pairs) == 8 * 8 and max(pairs.values()) < 60
 
 
 def test_stories_are_the_same_everywhere():
     told = "".join(story.english.text + story.chinese.text for story in some_stories("demo", 3, seed=7))
     digest = hashlib.sha256(told.encode()).hexdigest()
-    assert digest == "0c46dbe8824fd75ea37357a9218c3732e29af7a0be98c2459747325e02a233b8"
+    assert digest == "18b1e0b2b5b06733eaaea6fb3c7986a8c25e70c686adc6d7576e2610d77ef7c9"
 
 
 def test_any_part_of_a_series_can_be_told_alone():
@@ -374,10 +382,10 @@ def test_text_that_the_world_cannot_tell_is_refused():
     story = world.story(0, 0)
     text = story.english.text
     recall = next(r for r in story.english.recalls if r.kind == "place")
-    wrong_place = "mill" if recall.word != "mill" else "market"
+    wrong_place = "school" if recall.word != "school" else "mill"
     with pytest.raises(DataError, match=rf"character {recall.start}"):
         world.parse_english(text[: recall.start] + wrong_place + text[recall.stop :])
-    for wrong in ["", "Once upon a time.", text + " The end.", text[:-1], text.replace("Felix", "Kofi"), " " + text]:
+    for wrong in ["", "Once upon a time.", text + " The end.", text[:-1], text.replace("Tom", "Kofi"), " " + text]:
         with pytest.raises(DataError):
             world.parse_english(wrong)
     with pytest.raises(DataError):
@@ -394,8 +402,8 @@ def test_text_that_the_world_cannot_tell_is_refused():
 
 @pytest.mark.parametrize(
     "overrides",
-    [{"n_people": 13}, {"n_people": 1}, {"n_questions": 6}, {"max_count": 11}, {"min_count": 6}, {"n_colours": 0},
-     {"n_items": 3}, {"n_events": 5.0}, {"event_weights": (1, 1, 1)}, {"event_weights": (1, 1, 0, 1)}, {"n_cats": 1}],
+    [{"n_people": 13}, {"n_people": 1}, {"n_questions": 6}, {"max_count": 15}, {"min_count": 6}, {"n_colours": 0},
+     {"n_items": 2}, {"n_events": 5.0}, {"event_weights": (1, 1, 1)}, {"event_weights": (1, 1, 0, 1)}, {"n_cats": 1}],
 )  # fmt: skip
 def test_sizes_out_of_range_are_refused(overrides):
     with pytest.raises(ConfigError):

@@ -127,6 +127,8 @@ def test_wrong_inputs_are_refused():
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"logit_cap": float("nan")}, "logit_cap is nan"),
         ({"rotary_base": 0.0}, "rotary_base is 0.0"),
+        ({"qk_norm": True, "max_score": -1.0}, "max_score is -1.0"),
+        ({"max_score": 8.0}, "with qk_norm"),
         ({"position": "rotary", "n_heads": 16}, "even head width"),
     ],
 )
@@ -201,3 +203,32 @@ def test_a_small_model_learns_a_sequence_by_heart(variant):
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.8, "four sequences whose first token does not tell them apart need some luck, not more"
+
+
+def test_token_shift_adds_a_share_of_the_token_before():
+    model = make("modern", token_shift=True)
+    plain = make("modern", token_shift=False)
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if name != "share_of_previous"})
+    with torch.no_grad():
+        model.share_of_previous.uniform_(-1.0, 1.0, generator=torch.Generator().manual_seed(1))
+        ids = some_ids(2, 5)
+        x, _ = model.embed(ids, 0, None)
+        vectors, _ = plain.embed(ids, 0, None)
+        expected = vectors.clone()
+        for place in range(1, 5):
+            expected[:, place] += model.share_of_previous * vectors[:, place - 1]
+    torch.testing.assert_close(x, expected, rtol=0, atol=0)
+
+
+def test_no_score_passes_max_score_and_the_largest_is_reached():
+    attention = make("modern", max_score=5.0, position="learned").blocks[0].attention
+    x = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    seen = []
+    attention.mix = lambda query, key, value, mask, causal: seen.append((query, key)) or torch.zeros_like(query)
+    with torch.no_grad():
+        attention.qkv.weight[16:32] = attention.qkv.weight[:16]    # keys equal to queries: each finds itself
+        attention(x, causal=True)
+    query, key = seen[0]
+    scores = query @ key.mT / 4**0.5
+    assert float(scores.diagonal(dim1=-2, dim2=-1).max()) == pytest.approx(5.0, rel=1e-4)
+    assert scores.abs().max() <= 5.0

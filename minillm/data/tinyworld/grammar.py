@@ -215,7 +215,7 @@ class Grammar:
         return fields | self.now_has(state, "partner", partner.value, given, sum_)
 
     def gift(self, state: State, choose: Chooser, fields: dict[str, Field]) -> dict[str, Field]:
-        """Ana gives Bo two of her plums. Now Ana has the red kite and one plum. Bo has the blue drum and three plums."""
+        """Ana gives Bo two of her plums. Now Ana has the red kite and one plum. Bo has the drum and three plums."""
         actor, partner = fields["actor"].value, choose("partner", without(state.people, [fields["actor"].value]))
         left, sum_ = state.recall("count", actor, "count"), state.recall("count", partner.value, "count")
         amount = choose("amount", tuple(range(1, min(LARGEST_GIFT, left.value - 1) + 1)))
