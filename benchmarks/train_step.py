@@ -12,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from pairs import Claim, median_ratio, paired_seconds, print_claims, seconds_of
+from pairs import Claim, median_ratio, paired_seconds, print_claims
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from minillm.models.gpt import GPT, GPTConfig
 from minillm.models.registry import flops_per_token, model_config
+from minillm.runtime import DTYPES, matmul_flops_per_second
 from minillm.train.clip import clip_gradients
 from minillm.train.loss import kernel_cross_entropy
 from minillm.train.optim import AdamW
@@ -114,13 +115,6 @@ def peer_step(config: GPTConfig, next_batch: Callable[[], tuple[Tensor, Tensor]]
     return step
 
 
-def product_flops_per_second(kind: torch.dtype) -> float:
-    """The machine's measured rate on a 2048 x 2048 matrix product, operations per second."""
-    a, b = torch.randn(2, 2048, 2048, generator=torch.Generator().manual_seed(0)).to(kind)
-    a @ b
-    return 2 * 2048**3 / min(seconds_of(lambda: a @ b) for _ in range(5))
-
-
 def compare(
     name: str, shape: dict[str, int], kind: str, at_least: float, aim: float, n_pairs: int, n_each: int
 ) -> Claim:
@@ -133,7 +127,7 @@ def compare(
     )
     n_tokens = n_each * batch_size * config.max_seq_len
     rate = n_tokens / sorted(our_seconds)[n_pairs // 2]
-    ceiling = product_flops_per_second(torch.bfloat16 if kind == "bf16" else torch.float32)
+    ceiling = matmul_flops_per_second(torch.device("cpu"), DTYPES[kind])
     print(
         f"{name} {kind}: ours {rate:,.0f} tokens/s, peer {n_tokens / sorted(peer_seconds)[n_pairs // 2]:,.0f}; "
         f"MFU = (6 N + 12 L C T) * tokens/s / {ceiling / 1e9:.0f} GFLOP/s of a {kind} matrix product "

@@ -16,6 +16,7 @@ from minillm.runtime import (
     default_generators,
     generator,
     generator_states,
+    matmul_flops_per_second,
     restore_generators,
     set_threads,
 )
@@ -136,3 +137,9 @@ def test_threads():
         torch.set_num_threads(before)
     with pytest.raises(ConfigError, match="threads"):
         set_threads(-1)
+
+
+def test_rate_of_matrix_products_counts_two_operations_per_multiplication(monkeypatch):
+    ticks = iter(range(100))
+    monkeypatch.setattr(runtime.time, "perf_counter", lambda: next(ticks) * 0.5)  # every product takes half a second
+    assert matmul_flops_per_second(CPU, torch.float32, size=8, n_times=2) == 2 * 8**3 / 0.5

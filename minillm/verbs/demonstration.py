@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from minillm.data.tinyworld import World, world_config
+from minillm.errors import ConfigError
 from minillm.evaluate.comparison import Row, markdown_table, simple_models
 from minillm.evaluate.recall import FAR_WORDS, RECALL_KINDS, WorldScore, score_world
 from minillm.plots import plot_bars, plot_panels
@@ -79,7 +80,7 @@ def clear(folder: Path) -> None:
     ours = {"settings.json", "tokenizer.json", "text", "checkpoints", "metrics.jsonl", "loss.png", "bars.png",
             "samples.txt", "report.md", "demo.json", "world"}  # fmt: skip
     if foreign := sorted(path.name for path in folder.iterdir() if path.name not in ours):
-        raise demo.ConfigError(f"{folder} holds {', '.join(foreign)}, which no demo made; choose another --out")
+        raise ConfigError(f"{folder} holds {', '.join(foreign)}, which no demo made; choose another --out")
     shutil.rmtree(folder)
 
 
