@@ -16,8 +16,10 @@ def test_quick_demo_leaves_everything_and_is_not_made_twice(tmp_path, capsys):
     files = {"tokenizer.json", "metrics.jsonl", "loss.png", "bars.png", "samples.txt", "report.md"}
     assert names >= files | {"checkpoints", "world"}
     report = (out / "report.md").read_text()
-    assert report.count("minillm, this demo's model") == 2 and "true entropy" in report and "Names and objects" in report
-    kinds = {json.loads(line)["kind"] for line in (out / "metrics.jsonl").read_text().splitlines()}
+    assert report.count("minillm, this demo's model") == 2
+    assert "true entropy" in report and "Names and objects" in report
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    kinds = {json.loads(line)["kind"] for line in lines}
     assert kinds >= {"train", "validation", "sample"}
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     capsys.readouterr()
