@@ -21,15 +21,15 @@ from minillm.verbs.train import Settings
 from minillm.verbs.training import Texts, loss_panel, read_texts, train_run
 
 TEXT = Settings(
-    data=("stories-en", "python-docs"), steps=240, vocab_size=1024, max_seq_len=128, batch_size=32,
-    validate_every=40, sample_every=120, checkpoint_every=120,
+    data=("stories-en", "python-docs"), steps=140, vocab_size=1024, max_seq_len=128, batch_size=32,
+    validate_every=20, sample_every=70, checkpoint_every=70,
 )  # fmt: skip
 WORLD = Settings(
-    data=("tinyworld-en",), rows="documents", steps=1900, vocab_size=512, max_seq_len=192, batch_size=8,
+    data=("tinyworld-en",), rows="documents", steps=1750, vocab_size=512, max_seq_len=192, batch_size=8,
     weight_decay=0.0, validate_every=250, sample_every=500, checkpoint_every=500, log_every=10,
 )  # fmt: skip
 QUICK = {"steps": 20, "size": "nano", "validate_every": 10, "sample_every": 20, "checkpoint_every": 10}
-TRAINING_STORIES, VALIDATION_STORIES = 16_000, 300
+TRAINING_STORIES, VALIDATION_STORIES = 14_000, 300
 QUICK_STORIES = 400
 TRAINING_SEED, VALIDATION_SEED = 1, 2  # two series of stories that share none
 
