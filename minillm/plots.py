@@ -95,11 +95,12 @@ def _draw(axes, panel: Panel) -> None:
         )
     axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     if panel.log_y:
-        from matplotlib.ticker import ScalarFormatter
+        from matplotlib.ticker import LogLocator, NullLocator
 
         axes.set_yscale("log")
-        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            axis(ScalarFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter("{x:g}")
     axes.legend()
 
 
@@ -132,7 +133,7 @@ def plot_bars(
         axes.grid(axis="y", visible=False)
         if floor is not None:
             axes.axvline(floor[1], color=COLOURS[1], linewidth=1.8, linestyle="--", label=f"{floor[0]}: {floor[1]:.3f}")
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18 - 0.5 / len(values)))
+            axes.legend(loc="lower right")
         axes.set(title=title, xlabel=axis_label)
         figure.savefig(path)
 
