@@ -264,7 +264,8 @@ def loss_panel(title: str, metrics: list[dict]) -> Panel:
         for kind in ("train", "validation")
     }
     steps, losses = map(list, zip(*points["train"], strict=True)) if points["train"] else ([], [])
-    lines = {"training": Line(steps, losses, faint=True), "training, smoothed": Line(steps, running_mean(losses, max(2, min(10, len(losses) // 15))))}
+    smoothed = running_mean(losses, max(2, min(10, len(losses) // 15)))
+    lines = {"training": Line(steps, losses, faint=True), "training, smoothed": Line(steps, smoothed)}
     if points["validation"]:
         lines["validation"] = Line(*map(list, zip(*points["validation"], strict=True)))
     return Panel(title, "step", "loss (nats per token)", lines)
