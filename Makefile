@@ -40,6 +40,12 @@ lint:
 	@$(ENTER) .venv/bin/ruff check minillm tests benchmarks .ci
 	@$(ENTER) .venv/bin/lint-imports
 
+notebooks: setup
+	@$(ENTER) for each in notebooks/*.ipynb; do \
+	  if [ ! -e "$$each" ]; then echo "there is no notebook yet: the first chapters bring them"; exit 0; fi; \
+	  .venv/bin/python -m jupyter nbconvert --to notebook --execute --inplace "$$each" || exit 1; \
+	done
+
 # Peers and oracles from PyPI have pins of their own: they live in a second environment.
 oracle:
 	@$(ENTER) $(PYTHON) .ci/setup.py .venv-oracle-hf dev,oracle-hf --torch-index "$(TORCH_INDEX)"
