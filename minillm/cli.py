@@ -42,7 +42,8 @@ def main(argv: list[str]) -> int:
         return 2
     verb = importlib.import_module(f"minillm.verbs.{name}")
     try:
-        return verb.run(parse_config(verb.Settings, words, program=f"minillm {name}")) or 0
+        fill_in = getattr(verb, "fill_in", None)
+        return verb.run(parse_config(verb.Settings, words, f"minillm {name}", fill_in)) or 0
     except MinillmError as error:
         print(f"minillm {name}: {error}", file=sys.stderr)
         return 2

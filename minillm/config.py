@@ -10,7 +10,7 @@ import tomllib
 import types
 import typing
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -38,7 +38,12 @@ class _Parser(ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}")
 
 
-def parse_config(config_type: type[Config], argv: list[str], program: str = "minillm") -> Config:
+def parse_config(
+    config_type: type[Config],
+    argv: list[str],
+    program: str = "minillm",
+    fill_in: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> Config:
     """Build a config from its defaults, then `--config FILE.toml`, then `--field value`; the last one wins.
 
     Args:
@@ -46,6 +51,7 @@ def parse_config(config_type: type[Config], argv: list[str], program: str = "min
             one of these or None, or a tuple of these.
         argv: command-line words, without the program name.
         program: the name that `--help` and errors show.
+        fill_in: what file and flags said -> the same with more settings (a preset's); None adds none.
 
     Returns:
         The checked config: `__post_init__` of the dataclass has run on the final values.
@@ -61,7 +67,8 @@ def parse_config(config_type: type[Config], argv: list[str], program: str = "min
     path = flags.pop("config", None)
     settings = {} if path is None else read_toml(path)
     settings |= {name: list(value) if isinstance(value, tuple) else value for name, value in flags.items()}
-    return config_from_dict(config_type, settings, where=program if path is None else str(path))
+    where = program if path is None else str(path)
+    return config_from_dict(config_type, settings if fill_in is None else fill_in(settings), where)
 
 
 def _flags(config_type: type) -> list[str]:

@@ -1,10 +1,11 @@
 """`minillm train`: from a text to a trained model in a folder."""
 
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from minillm.config import config_from_json, config_to_dict, config_to_json, setting
+from minillm.config import config_from_dict, config_from_json, config_to_dict, config_to_json, setting
 from minillm.errors import ConfigError
 
 DEFAULT_OUT = Path("runs")
@@ -72,11 +73,13 @@ class Settings:
 
 
 def run(settings: Settings) -> int:
-    """Resolve the settings, read the text, train; returns the program's exit code."""
+    """Read the text, train; returns the program's exit code."""
     from minillm.train.signals import exit_code
     from minillm.verbs.training import Texts, read_texts, train_run, what_it_costs
 
-    settings = resolve(settings)
+    settings = replace(settings, out=out_of(settings))
+    if (settings.out / "settings.json").exists() and not settings.resume and not settings.dry_run:
+        raise ConfigError(f"{settings.out} holds a run already: --resume goes on with it; else choose another --out")
     if settings.dry_run:
         print(config_to_json(settings), end="")
         print(what_it_costs(settings, read_texts(settings)))
@@ -91,43 +94,46 @@ def run(settings: Settings) -> int:
     return exit_code(result.stopped_by)
 
 
-def resolve(settings: Settings) -> Settings:
-    """The settings with preset, folder and, on a resume, the run's own settings filled in.
+def fill_in(given: dict[str, Any]) -> dict[str, Any]:
+    """What the command line and the settings file said, with a preset's or, on a resume, the run's own settings added.
+
+    Args:
+        given: setting name -> value.
 
     Raises:
-        ConfigError: if a resume contradicts the run, or the folder holds a run already.
+        ConfigError: if a resume contradicts the run.
     """
-    if settings.out == DEFAULT_OUT:
-        words = [Path(name).stem for name in settings.data] + [settings.model, settings.size]
-        settings = replace(settings, out=DEFAULT_OUT / "-".join(words).replace("*", "all"))
-    file = settings.out / "settings.json"
-    if settings.resume:
-        return resumed(settings, file)
-    if file.exists() and not settings.dry_run:
-        raise ConfigError(f"{settings.out} holds a run already: --resume goes on with it; else choose another --out")
-    preset = PRESETS[settings.preset]
-    return replace(settings, **{name: value for name, value in preset.items() if name in not_given(settings)})
+    given = PRESETS.get(given.get("preset", ""), {}) | given
+    return resumed(given) if given.get("resume") else given
 
 
-def not_given(settings: Settings) -> set[str]:
-    """Names of the settings that have their default."""
-    return {field.name for field in fields(settings) if getattr(settings, field.name) == field.default}
-
-
-def resumed(settings: Settings, file: Path) -> Settings:
+def resumed(given: dict[str, Any]) -> dict[str, Any]:
     """The saved settings; given ones must agree, except `steps`, which may grow, and what does not change the run."""
+    settings = config_from_dict(Settings, given, where="minillm train")
+    out = out_of(settings)
+    file = out / "settings.json"
     if not file.is_file():
-        raise ConfigError(f"there is no run in {settings.out} to go on with; leave out --resume to begin one")
+        raise ConfigError(f"there is no run in {out} to go on with; leave out --resume to begin one")
     saved = config_from_json(Settings, file.read_text(encoding="utf-8"), where=str(file))
     free = {"out", "resume", "dry_run", "steps", "device", "keep_last"}
-    given = {name: value for name, value in asdict(settings).items() if name not in not_given(settings)}
-    wrong = [f"{name} {value!r}, the run has {getattr(saved, name)!r}" for name, value in given.items()
-             if name not in free and value != getattr(saved, name)]  # fmt: skip
+    wrong = [
+        f"{name} {getattr(settings, name)!r}, the run has {getattr(saved, name)!r}"
+        for name in given
+        if name not in free and getattr(settings, name) != getattr(saved, name)
+    ]
     if wrong:
         raise ConfigError(
-            f"--resume of {settings.out} with other settings: {'; '.join(wrong)}; leave them out or begin a new run"
+            f"--resume of {out} with other settings: {'; '.join(wrong)}; leave them out or begin a new run"
         )
-    return replace(saved, **{name: value for name, value in given.items() if name in free})
+    return config_to_dict(saved) | {name: given[name] for name in given.keys() & free}
+
+
+def out_of(settings: Settings) -> Path:
+    """The run's folder: as given, or runs/DATA-MODEL-SIZE."""
+    if settings.out != DEFAULT_OUT:
+        return settings.out
+    words = [Path(name).stem for name in settings.data] + [settings.model, settings.size]
+    return DEFAULT_OUT / "-".join(words).replace("*", "all")
 
 
 def saved_form(settings: Settings) -> str:

@@ -172,10 +172,11 @@ def test_an_unknown_key_of_the_settings_file_is_named(tmp_path, refuses):
 
 def test_a_preset_fills_in_what_is_not_given(tmp_path, text_file, capsys):
     words = ["--preset", "gpu", "--size", "small", "--vocab-size", "300", "--out", str(tmp_path / "r"), "--dry-run"]
+    words += ["--steps", "300"]                                    # given, although it is the default
     assert main(["train", "--data", str(text_file), *words]) == 0
     shown = capsys.readouterr().out
     settings = json.loads(shown[: shown.index("}") + 1])
-    assert (settings["size"], settings["vocab_size"]) == ("small", 300)
+    assert (settings["size"], settings["vocab_size"], settings["steps"]) == ("small", 300, 300)
     assert (settings["model"], settings["device"], settings["max_seq_len"]) == ("gpt2", "cuda", 1024)
 
 
