@@ -291,7 +291,7 @@ CORPORA: dict[str, Corpus] = {
     "stories-en": Corpus("English stories written for this project", lambda s: story_documents(s, "en")),
     "stories-zh": Corpus("Chinese stories written for this project", lambda s: story_documents(s, "zh")),
     "stories": Corpus("both, the English ones first", both_stories),
-    "python-docs": Corpus("the running Python's own documentation topics, about 0.46 MB", python_documentation),
+    "python-docs": Corpus("the running Python's own help topics, about 0.38 MB", python_documentation),
     "tinyworld-en": Corpus("made stories of known entropy, in English", lambda s: made_world(s, "english")),
     "tinyworld-zh": Corpus("the same stories in Chinese", lambda s: made_world(s, "chinese")),
     "tinyshakespeare": Corpus("plays, one document (download, 1,115,394 bytes)", tinyshakespeare),
