@@ -15,6 +15,7 @@ from pairs import Claim, median_ratio, paired_seconds, print_claims
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from minillm.infer.generate import generate
+from minillm.infer.layout import store_by_columns
 from minillm.infer.sampling import GREEDY
 from minillm.models.gpt import GPT, GPTConfig
 from minillm.models.registry import model_config
@@ -26,6 +27,8 @@ SHAPE = {"n_layers": 6, "n_heads": 6, "d_model": 384, "max_seq_len": 256, "vocab
 def our_generation(model: GPT) -> Callable[[], list[list[int]]]:
     """A function that continues the prompt with our model."""
     prompt = list(range(N_PROMPT))
+    if model.token_embedding.weight.dtype == torch.float32:
+        store_by_columns(model)
     return lambda: generate(model, [prompt], N_NEW, GREEDY)
 
 
