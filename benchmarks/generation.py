@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import torch
 from pairs import Claim, median_ratio, paired_seconds, print_claims
-from transformers import GPT2Config, GPT2LMHeadModel
+from peers import gpt2_peer
 
 from minillm.infer.generate import generate
-from minillm.infer.layout import store_by_columns
+from minillm.infer.packed import pack_linears
 from minillm.infer.sampling import GREEDY
 from minillm.models.gpt import GPT, GPTConfig
 from minillm.models.registry import model_config
@@ -27,26 +27,16 @@ SHAPE = {"n_layers": 6, "n_heads": 6, "d_model": 384, "max_seq_len": 256, "vocab
 def our_generation(model: GPT) -> Callable[[], list[list[int]]]:
     """A function that continues the prompt with our model."""
     prompt = list(range(N_PROMPT))
-    if model.token_embedding.weight.dtype == torch.float32:
-        store_by_columns(model)
+    model = copy.deepcopy(model)
+    if pack_linears(model) == 0:
+        print("torch has no packed product here: plain ones are timed", flush=True)
     return lambda: generate(model, [prompt], N_NEW, GREEDY)
 
 
 def peer_generation(config: GPTConfig) -> Callable[[], torch.Tensor]:
     """A function that continues the prompt with `transformers`."""
     torch.manual_seed(0)
-    peer_config = GPT2Config(
-        vocab_size=config.vocab_size,
-        n_positions=config.max_seq_len,
-        n_embd=config.d_model,
-        n_layer=config.n_layers,
-        n_head=config.n_heads,
-        attn_implementation="sdpa",
-        bos_token_id=0,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    model = GPT2LMHeadModel(peer_config).eval()
+    model = gpt2_peer(config, eos_token_id=None, pad_token_id=0).eval()
     prompt = torch.arange(N_PROMPT)[None]                          # (1, T)
     mask = torch.ones_like(prompt)                                 # (1, T)
     settings = {"max_new_tokens": N_NEW, "min_new_tokens": N_NEW, "do_sample": False, "use_cache": True}

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 from pairs import Claim, median_ratio, paired_seconds, print_claims
+from peers import gpt2_peer
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from minillm.models.gpt import GPT, GPTConfig
 from minillm.models.registry import flops_per_token, model_config
@@ -84,21 +84,7 @@ def our_step(config: GPTConfig, next_batch: Callable[[], tuple[Tensor, Tensor]],
 def peer_step(config: GPTConfig, next_batch: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[], float]:
     """The same step with `transformers`' GPT-2 in fp32."""
     torch.manual_seed(0)
-    peer_config = GPT2Config(
-        vocab_size=config.vocab_size,
-        n_positions=config.max_seq_len,
-        n_embd=config.d_model,
-        n_layer=config.n_layers,
-        n_head=config.n_heads,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        attn_implementation="sdpa",
-        use_cache=False,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    model = GPT2LMHeadModel(peer_config).train()
+    model = gpt2_peer(config, use_cache=False, eos_token_id=0).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     parameters = list(model.parameters())
 

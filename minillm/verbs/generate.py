@@ -64,14 +64,13 @@ def run(settings: Settings) -> None:
 
 def open_to_draw(settings: Drawing) -> "Run":
     """The run of the settings, on their device, in their number format."""
-    from minillm.infer.layout import store_by_columns
+    from minillm.infer.packed import pack_linears
     from minillm.runtime import choose_device, choose_dtype
     from minillm.verbs.run_folder import open_run
 
     device = choose_device(settings.device)
     opened = open_run(settings.run, device, choose_dtype(settings.precision, device).dtype)
-    if device.type == "cpu" and settings.precision == "fp32":
-        store_by_columns(opened.model)
+    pack_linears(opened.model)
     return opened
 
 
