@@ -1,6 +1,6 @@
 """Scaled dot-product attention: each query position averages the values it is allowed to see.
 
-Dimensions: B batch, H query heads, G key/value heads, T queries, S keys, D head width, C model width.
+Dimensions: B batch, H query heads, G key/value heads, T queries, S keys, D head width, C model width, W source width.
 """
 
 import math
@@ -46,6 +46,32 @@ def causal_mask(n_queries: int, n_keys: int, device: torch.device | None = None)
     return key_position <= query_position                          # (T, S)
 
 
+def padding_mask(lengths: Tensor, n_keys: int) -> Tensor:
+    """Which keys are real when every sequence of a batch is filled up on the right to the same length.
+
+    `causal_mask(T, S) & padding_mask(lengths, S)` hides both the future and the padding.
+
+    Args:
+        lengths: (B,) integers from 0 to `n_keys`, how many keys of each sequence are real.
+        n_keys: number of key positions S, padding included.
+
+    Returns:
+        (B, 1, 1, S) bool on the device of `lengths`, True for real keys: the same for every head and query.
+
+    Raises:
+        ShapeError: if `lengths` is not one-dimensional, or a length is negative or larger than `n_keys`.
+
+    Example:
+        >>> padding_mask(torch.tensor([2, 3]), 3).tolist()
+        [[[[True, True, False]]], [[[True, True, True]]]]
+    """
+    check_shape("lengths", lengths, "B", {})
+    if ((lengths < 0) | (lengths > n_keys)).any():
+        raise ShapeError(f"lengths are {lengths.tolist()}, each must lie between 0 and the {n_keys} keys there are")
+    real = torch.arange(n_keys, device=lengths.device) < lengths[:, None]  # (B, S)
+    return real[:, None, None, :]
+
+
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(query @ key^T / sqrt(D)): how much each query takes from each key.
 
@@ -59,6 +85,11 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) ->
 
     Source:
         Vaswani et al. 2017, arXiv:1706.03762, eq. (1).
+
+    Example:
+        >>> query, key = torch.tensor([[2.0, 0.0, 0.0, 0.0]]), torch.zeros(3, 4)
+        >>> attention_weights(query, key, torch.tensor([[True, True, False]])).tolist()
+        [[0.5, 0.5, 0.0]]
     """
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (..., T, S)
     if mask is not None:
@@ -92,9 +123,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     """
     check_attention_shapes(query, key, value, mask)
     if query.dim() > 2:
-        group_size = query.shape[-3] // key.shape[-3]
-        key = key.repeat_interleave(group_size, dim=-3)            # (..., H, S, D)
-        value = value.repeat_interleave(group_size, dim=-3)        # (..., H, S, D)
+        n_heads = query.shape[-3]
+        key, value = share_heads(key, n_heads), share_heads(value, n_heads)
     weights = attention_weights(query, key, mask)                  # (..., T, S)
     return weights @ value                                         # (..., T, D)
 
@@ -121,10 +151,34 @@ def check_attention_shapes(query: Tensor, key: Tensor, value: Tensor, mask: Tens
             f"query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)} "
             "need equal leading sizes"
         )
-    if "G" in sizes and (sizes["G"] == 0 or sizes["H"] % sizes["G"]):
-        raise ShapeError(f"{sizes['H']} query heads cannot share {sizes['G']} key/value heads evenly")
     if mask is not None and mask.dtype != torch.bool:
         raise ShapeError(f"the mask has dtype {mask.dtype}, expected bool with True where attention is allowed")
+
+
+def share_heads(x: Tensor, n_heads: int) -> Tensor:
+    """Give each query head the key or value head that it shares: the first H / G query heads get the first, and so on.
+
+    Args:
+        x: (..., G, S, D) keys or values.
+        n_heads: number of query heads H, a multiple of G.
+
+    Returns:
+        (..., H, S, D); entry h is head h // (H / G) of x.
+
+    Raises:
+        ShapeError: if G does not divide H.
+
+    Source:
+        Shazeer 2019, arXiv:1911.02150 (G = 1); Ainslie et al. 2023, arXiv:2305.13245, section 2.2.
+
+    Example:
+        >>> share_heads(torch.tensor([[[1.0]], [[2.0]]]), 4).flatten().tolist()
+        [1.0, 1.0, 2.0, 2.0]
+    """
+    n_kv_heads = x.shape[-3]
+    if n_kv_heads == 0 or n_heads % n_kv_heads:
+        raise ShapeError(f"{n_heads} query heads cannot share {n_kv_heads} key/value heads evenly")
+    return x.repeat_interleave(n_heads // n_kv_heads, dim=-3)
 
 
 def product_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -160,10 +214,14 @@ def split_heads(x: Tensor, n_heads: int) -> Tensor:
         n_heads: H, dividing C.
 
     Returns:
-        (..., H, T, D) with D = C / H, a view.
+        (..., H, T, D) with D = C / H, a view: head h holds the numbers h * D to (h + 1) * D of every vector.
 
     Raises:
         ShapeError: if H does not divide C.
+
+    Example:
+        >>> split_heads(torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]), 2).tolist()
+        [[[1, 2], [5, 6]], [[3, 4], [7, 8]]]
     """
     if x.shape[-1] % n_heads:
         raise ShapeError(f"width {x.shape[-1]} cannot be cut into {n_heads} heads")
@@ -171,13 +229,17 @@ def split_heads(x: Tensor, n_heads: int) -> Tensor:
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """Undo `split_heads`.
+    """Undo `split_heads`: at each position, write the heads side by side again.
 
     Args:
         x: (..., H, T, D).
 
     Returns:
         (..., T, C) with C = H * D.
+
+    Example:
+        >>> merge_heads(torch.tensor([[[1, 2], [5, 6]], [[3, 4], [7, 8]]])).tolist()
+        [[1, 2, 3, 4], [5, 6, 7, 8]]
     """
     return x.transpose(-3, -2).flatten(-2)
 
@@ -221,8 +283,7 @@ class SelfAttention(nn.Module):
     ):
         super().__init__()
         functional.check_kernels(kernels)
-        if d_model % n_heads or n_heads % n_kv_heads:
-            raise ConfigError(f"{d_model=} must be a multiple of {n_heads=}, and that of {n_kv_heads=}")
+        check_heads(d_model, n_heads, n_kv_heads)
         d_head = d_model // n_heads
         self.n_heads, self.n_kv_heads, self.kernels = n_heads, n_kv_heads, kernels
         self.sections = (n_heads * d_head, n_kv_heads * d_head, n_kv_heads * d_head)
@@ -253,6 +314,23 @@ class SelfAttention(nn.Module):
         Returns:
             (B, T, C).
         """
+        query, key, value = self.queries_keys_values(x, rotation)
+        if cache is not None:
+            key, value = cache.update(layer, key, value)
+        return self.output(merge_heads(mix_heads(query, key, value, mask, causal, self.kernels)))
+
+    def queries_keys_values(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What every position asks for, offers and gives; `attention_weights` of the first two is who looks where.
+
+        Args:
+            x: (B, T, C).
+            rotation: as in `forward`.
+
+        Returns:
+            Queries (B, H, T, D), keys and values (B, G, T, D), normalised and rotated as `forward` uses them.
+        """
         query, key, value = self.qkv(x).split(self.sections, dim=-1)
         query = split_heads(query, self.n_heads)                   # (B, H, T, D)
         key = split_heads(key, self.n_kv_heads)                    # (B, G, T, D)
@@ -261,23 +339,121 @@ class SelfAttention(nn.Module):
             query, key = self.qk_norm(query) * self.stretch, self.qk_norm(key)
         if rotation is not None:
             query, key = rotate(query, *rotation), rotate(key, *rotation)
-        if cache is not None:
-            key, value = cache.update(layer, key, value)
-        return self.output(merge_heads(self.mix(query, key, value, mask, causal)))
+        return query, key, value
 
-    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        """Attention by the chosen kernels: (B, H, T, D) queries, (B, G, S, D) keys and values -> (B, H, T, D)."""
-        if self.kernels == "naive":
-            mask = causal_mask(query.shape[2], key.shape[2], query.device) if causal else mask
-            return attention(query, key, value, mask)
-        shares = self.n_heads != self.n_kv_heads
-        if causal and not shares and products_are_faster(query):
-            return product_attention(query, key, value, causal_mask(query.shape[2], key.shape[2]))
-        dtype = query.dtype
-        if widening_is_faster(query):
-            query, key, value = query.float(), key.float(), value.float()  # (B, H, 1, D), twice (B, G, S, D)
-        mixed = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, enable_gqa=shares)
-        return mixed.to(dtype)
+
+class CrossAttention(nn.Module):
+    """Attention of one sequence to another: `x` asks, `source` offers and gives.
+
+    `key_value.weight` holds the rows of all key heads, then those of all value heads.
+
+    Args:
+        d_model: width C of x, and of the result.
+        n_heads: number of query heads H, dividing C.
+        n_kv_heads: number of key/value heads G, dividing H.
+        d_source: width W of the source; 0 means C.
+        bias: whether the three linear maps have biases.
+        std: standard deviation of the initial weights.
+        output_std: that of the output map, which writes into the residual stream.
+        kernels: "torch" or "naive", see `minillm.nn.functional`.
+        generator: where the initial weights come from; None is torch's own default generator.
+
+    Raises:
+        ConfigError: if H does not divide C or G does not divide H.
+
+    Source:
+        Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3 ("encoder-decoder attention").
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int,
+        d_source: int = 0,
+        bias: bool = False,
+        std: float = 0.02,
+        output_std: float = 0.02,
+        kernels: str = "torch",
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        functional.check_kernels(kernels)
+        check_heads(d_model, n_heads, n_kv_heads)
+        self.n_heads, self.n_kv_heads, self.kernels = n_heads, n_kv_heads, kernels
+        d_shared = n_kv_heads * (d_model // n_heads)
+        self.query = Linear(d_model, d_model, bias, std, generator)
+        self.key_value = Linear(d_source or d_model, 2 * d_shared, bias, std, generator)
+        self.output = Linear(d_model, d_model, bias, output_std, generator)
+
+    def forward(self, x: Tensor, source: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Let every position of `x` look at the positions of `source` that it may see.
+
+        Args:
+            x: (B, T, C).
+            source: (B, S, W).
+            mask: bool, broadcastable to (B, H, T, S), True where attention is allowed; None allows all.
+                A position that may see nothing gets zeros from every head (the output map's bias remains).
+
+        Returns:
+            (B, T, C).
+
+        Raises:
+            ShapeError: if x or source is not three-dimensional, or they differ in B.
+        """
+        sizes: dict[str, int] = {}
+        check_shape("x", x, "B T C", sizes)
+        check_shape("source", source, "B S W", sizes)
+        key, value = self.key_value(source).chunk(2, dim=-1)
+        query = split_heads(self.query(x), self.n_heads)           # (B, H, T, D)
+        key = split_heads(key, self.n_kv_heads)                    # (B, G, S, D)
+        value = split_heads(value, self.n_kv_heads)                # (B, G, S, D)
+        mixed = mix_heads(query, key, value, mask, kernels=self.kernels)  # (B, H, T, D)
+        return self.output(merge_heads(mixed))
+
+
+def check_heads(d_model: int, n_heads: int, n_kv_heads: int) -> None:
+    """Check that the width can be cut into heads, and the query heads into groups.
+
+    Raises:
+        ConfigError: if H does not divide C or G does not divide H.
+    """
+    if d_model % n_heads or n_heads % n_kv_heads:
+        raise ConfigError(f"{d_model=} must be a multiple of {n_heads=}, and that of {n_kv_heads=}")
+
+
+def mix_heads(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    kernels: str = "torch",
+) -> Tensor:
+    """`attention` by the chosen kernels.
+
+    Args:
+        query: (B, H, T, D).
+        key: (B, G, S, D), where G divides H.
+        value: (B, G, S, D).
+        mask: bool, broadcastable to (B, H, T, S), True where attention is allowed; None allows all.
+        causal: hide later positions, instead of a mask.
+        kernels: "torch" for the fused kernels, "naive" for `attention` itself.
+
+    Returns:
+        (B, H, T, D).
+    """
+    if kernels == "naive":
+        mask = causal_mask(query.shape[2], key.shape[2], query.device) if causal else mask
+        return attention(query, key, value, mask)
+    shares = query.shape[1] != key.shape[1]
+    if causal and not shares and products_are_faster(query):
+        return product_attention(query, key, value, causal_mask(query.shape[2], key.shape[2]))
+    dtype = query.dtype
+    if widening_is_faster(query):
+        query, key, value = query.float(), key.float(), value.float()  # (B, H, 1, D), twice (B, G, S, D)
+    mixed = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, enable_gqa=shares)
+    return mixed.to(dtype)
 
 
 def products_are_faster(query: Tensor) -> bool:

@@ -6,12 +6,15 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from minillm.errors import ConfigError, ShapeError
 from minillm.nn.attention import (
+    CrossAttention,
     SelfAttention,
     attention,
     attention_weights,
     causal_mask,
     merge_heads,
+    padding_mask,
     product_attention,
+    share_heads,
     split_heads,
 )
 from minillm.nn.cache import KVCache
@@ -39,6 +42,27 @@ def test_causal_mask_by_hand():
 def test_causal_mask_refuses_more_queries_than_keys():
     with pytest.raises(ShapeError, match="3 queries"):
         causal_mask(3, 2)
+
+
+def test_padding_mask_by_hand_and_with_the_past_only():
+    mask = padding_mask(torch.tensor([0, 2, 3]), 3)
+    assert mask.shape == (3, 1, 1, 3) and mask.dtype == torch.bool
+    assert mask[:, 0, 0].tolist() == [[False] * 3, [True, True, False], [True] * 3]
+    both = causal_mask(3, 3) & mask
+    assert both[1, 0].tolist() == [[True, False, False], [True, True, False], [True, True, False]]
+
+
+@pytest.mark.parametrize("lengths", [[4], [-1], [[1]]], ids=str)
+def test_padding_mask_refuses_impossible_lengths(lengths):
+    with pytest.raises(ShapeError, match="lengths"):
+        padding_mask(torch.tensor(lengths), 3)
+
+
+def test_padding_never_changes_what_the_real_positions_see():
+    inputs = [rand(2, 3, 5, 4, seed=s) for s in range(3)]
+    padded = attention(*inputs, causal_mask(5, 5) & padding_mask(torch.tensor([2, 5]), 5))
+    alone = attention(*(x[:1, :, :2] for x in inputs), causal_mask(2, 2))
+    torch.testing.assert_close(padded[:1, :, :2], alone, **EXACT)
 
 
 @pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(4, 4), (4, 2), (4, 1)], ids=["mha", "gqa", "mqa"])
@@ -113,6 +137,16 @@ def test_heads_are_cut_in_order_and_merged_back():
         split_heads(x, 4)
 
 
+def test_shared_heads_stand_side_by_side():
+    x = rand(2, 3, 4, 5)
+    shared = share_heads(x, 6)
+    assert shared.shape == (2, 6, 4, 5)
+    assert all(torch.equal(shared[:, head], x[:, head // 2]) for head in range(6))
+    for n_kv_heads in (0, 3):
+        with pytest.raises(ShapeError, match="evenly"):
+            share_heads(rand(1, n_kv_heads, 2, 4), 4)
+
+
 @pytest.mark.parametrize("n_kv_heads", [4, 2])
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
@@ -141,6 +175,56 @@ def test_self_attention_agrees_with_torch_multihead():
     x = rand(2, 5, 12)
     expected, _ = oracle(x, x, x, attn_mask=~causal_mask(5, 5), need_weights=False)
     torch.testing.assert_close(ours(x, causal=True), expected, **EXACT)
+
+
+def test_queries_and_keys_tell_who_looks_where():
+    layer = SelfAttention(16, 4, 2, std=0.5, output_std=0.5, qk_norm=True, max_score=9.0).double()
+    x, angles = rand(2, 5, 16), rotary_angles(torch.arange(5), 4)
+    rotation = (angles.cos(), angles.sin())
+    query, key, value = layer.queries_keys_values(x, rotation)
+    weights = attention_weights(query, share_heads(key, 4), causal_mask(5, 5))
+    mixed = layer.output(merge_heads(weights @ share_heads(value, 4)))
+    torch.testing.assert_close(mixed, layer(x, causal=True, rotation=rotation), **EXACT)
+
+
+@pytest.mark.parametrize("kernels", ["torch", "naive"])
+def test_cross_attention_agrees_with_torch_multihead(kernels):
+    ours = CrossAttention(12, 3, 3, d_source=10, bias=True, std=0.3, output_std=0.3, kernels=kernels).double()
+    oracle = torch.nn.MultiheadAttention(12, 3, kdim=10, vdim=10, batch_first=True).double()
+    rows = ours.key_value.weight.chunk(2), ours.key_value.bias.chunk(2)
+    weights = {"q_proj_weight": ours.query.weight, "k_proj_weight": rows[0][0], "v_proj_weight": rows[0][1]}
+    weights |= {"in_proj_bias": torch.cat((ours.query.bias, *rows[1]))}
+    weights |= {"out_proj.weight": ours.output.weight, "out_proj.bias": ours.output.bias}
+    oracle.load_state_dict(weights)
+    x, source, real = rand(2, 5, 12), rand(2, 7, 10), padding_mask(torch.tensor([4, 7]), 7)
+    expected, _ = oracle(x, source, source, key_padding_mask=~real[:, 0, 0], need_weights=False)
+    torch.testing.assert_close(ours(x, source, real), expected, **EXACT)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_cross_attention_kernels_agree_with_shared_heads(masked):
+    settings = {"std": 0.3, "output_std": 0.3}
+    fast = CrossAttention(16, 4, 2, **settings).double()
+    naive = CrossAttention(16, 4, 2, kernels="naive", **settings).double()
+    naive.load_state_dict(fast.state_dict())
+    mask = padding_mask(torch.tensor([0, 3]), 6) if masked else None  # the first source has nothing to offer
+    results = []
+    for layer in (fast, naive):
+        inputs = [rand(2, 5, 16).requires_grad_(), rand(2, 6, 16, seed=1).requires_grad_()]
+        value = layer(*inputs, mask)
+        results.append((value, torch.autograd.grad(value, [*inputs, *layer.parameters()], rand(2, 5, 16, seed=8))))
+        assert not masked or (value[0] == 0).all()
+    torch.testing.assert_close(*results, **EXACT)
+
+
+def test_cross_attention_refuses_what_does_not_fit():
+    layer = CrossAttention(16, 4, 2)
+    with pytest.raises(ShapeError, match="source has shape"):
+        layer(torch.zeros(2, 3, 16), torch.zeros(1, 3, 16))
+    with pytest.raises(ShapeError, match="x has shape"):
+        layer(torch.zeros(3, 16), torch.zeros(1, 3, 16))
+    with pytest.raises(ConfigError, match="multiple"):
+        CrossAttention(16, 4, 3)
 
 
 def test_bf16_products_stay_close_to_the_exact_answer():

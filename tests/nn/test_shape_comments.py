@@ -10,10 +10,12 @@ from helpers.shape_comments import checked_shape_comments, comments_of
 
 import minillm
 from minillm.infer.generate import generate
+from minillm.infer.packed import pack_linears
 from minillm.infer.sampling import GREEDY, SamplingConfig
 from minillm.models.gpt import GPT
 from minillm.models.registry import families, model_config
 from minillm.nn import functional
+from minillm.nn.attention import CrossAttention, padding_mask
 from minillm.nn.embedding import embedding
 from minillm.nn.feedforward import gelu_feed_forward, relu2_feed_forward, swiglu_feed_forward
 
@@ -33,9 +35,14 @@ def exercise_the_library():
     x, up, down = torch.ones(2, 3, 4), torch.ones(5, 4), torch.ones(4, 5)
     swiglu_feed_forward(x, up, up, down), gelu_feed_forward(x, up, down), relu2_feed_forward(x, up, down)
     functional.log_softmax(x)
+    source_mask = padding_mask(torch.tensor([0, 4]), 5)
+    CrossAttention(24, 4, 2, d_source=10)(torch.ones(2, 3, 24), torch.ones(2, 5, 10), source_mask)
     embedding(torch.ones(2, 3, dtype=torch.long), up)
     plain = model_config("gpt2", "nano", 13, 9, n_layers=1)
-    GPT(plain).bfloat16()(torch.randint(13, (3, 7))).float().sum().backward()
+    rough = GPT(plain).bfloat16()
+    rough(torch.randint(13, (3, 7))).float().sum().backward()
+    generate(rough, [[1, 2]], 2, GREEDY)
+    pack_linears(rough)
 
 
 def test_comments_of_the_library_are_true_and_are_reached():
