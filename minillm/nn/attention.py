@@ -451,7 +451,7 @@ def mix_heads(
         return product_attention(query, key, value, causal_mask(query.shape[2], key.shape[2]))
     dtype = query.dtype
     if widening_is_faster(query):
-        query, key, value = query.float(), key.float(), value.float()  # (B, H, 1, D), twice (B, G, S, D)
+        query, key, value = query.float(), key.float(), value.float()
     mixed = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, enable_gqa=shares)
     return mixed.to(dtype)
 
