@@ -24,15 +24,16 @@ def gradient_norm(parameters: Iterable[Tensor] | Tensor) -> Tensor:
         >>> gradient_norm([a, b])
         tensor(5.)
     """
-    return length_of(gradients_of(parameters))
+    return clip_gradients(parameters, max_norm=math.inf)
 
 
 def clip_gradients(
     parameters: Iterable[Tensor] | Tensor, max_norm: float, error_if_nonfinite: bool = False
 ) -> Tensor:
-    """Multiply all gradients by max_norm / norm if their common norm is above `max_norm`; leave them alone otherwise.
+    """Shorten the gradients, in place, if their common length is above `max_norm`; leave them alone otherwise.
 
-    The factor is min(1, max_norm / (norm + 1e-6)), as in torch's `clip_grad_norm_`.
+    The norm is the Euclidean length of all gradients taken as one long vector. The factor, one for all, is
+    min(1, max_norm / (norm + 1e-6)), as in torch's `clip_grad_norm_`.
 
     Args:
         parameters: tensors with `.grad`, any iterable, read once.
@@ -41,7 +42,7 @@ def clip_gradients(
             otherwise gradients become NaN or 0 and the caller must look at the norm returned.
 
     Returns:
-        the norm before clipping, a scalar tensor.
+        the norm before clipping, a scalar tensor; 0 if no parameter has a gradient.
 
     Raises:
         ConfigError: if `max_norm` is not above 0.
@@ -61,10 +62,12 @@ def clip_gradients(
     if not max_norm > 0:
         raise ConfigError(f"max_norm is {max_norm}, expected a number above 0 (float('inf') only measures)")
     gradients = gradients_of(parameters)
-    norm = length_of(gradients)
+    if not gradients:
+        return torch.tensor(0.0)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if error_if_nonfinite and not bool(torch.isfinite(norm)):
         raise TrainingError(f"the gradient norm is {norm.item()}: the gradients are not finite, none was changed")
-    if gradients and not math.isinf(max_norm):
+    if not math.isinf(max_norm):
         torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
@@ -73,10 +76,3 @@ def gradients_of(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
     """The gradients that exist, in order."""
     parameters = [parameters] if isinstance(parameters, Tensor) else parameters
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-
-def length_of(gradients: list[Tensor]) -> Tensor:
-    """Norm of the norms: the same as the norm of everything in one vector."""
-    if not gradients:
-        return torch.tensor(0.0)
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

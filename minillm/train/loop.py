@@ -18,18 +18,17 @@ from torch.optim import Optimizer
 
 from minillm.errors import CheckpointError, ConfigError, ShapeError, TrainingError
 from minillm.runtime import AnyGenerator, default_generators, generator_states, restore_generators
+from minillm.train.accumulation import LossSum, accumulate_gradients
 from minillm.train.checkpoint import CheckpointFolder, RunParts
 from minillm.train.clip import clip_gradients
 from minillm.train.guards import reason_to_skip, spike_threshold
 from minillm.train.hooks import Hook, StepReport
-from minillm.train.loss import kernel_cross_entropy
+from minillm.train.loss import IGNORED, next_token_loss
 from minillm.train.precision import Precision
 from minillm.train.signals import StopSignals
 
-IGNORED = -100
 Batches = Callable[[int], tuple[np.ndarray, np.ndarray]]
 Schedule = Callable[[int], float | Sequence[float]]
-LossSum = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Validate = Callable[[Callable[[], bool]], Mapping[str, float] | None]
 Sample = Callable[[Callable[[], bool]], str | None]
 
@@ -113,20 +112,6 @@ class TrainResult:
     validation: dict[str, float]
     stopped_by: str | None
     checkpoint: Path | None
-
-
-def next_token_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of `model(inputs)`, summed over the counted targets, in nats.
-
-    Args:
-        model: (B, T) ids -> (B, T, V) logits.
-        inputs: (B, T) int64.
-        targets: (B, T) int64; -100 is not counted.
-
-    Returns:
-        a scalar, float32.
-    """
-    return kernel_cross_entropy(model(inputs), targets, ignore_index=IGNORED, reduction="sum")
 
 
 def train(
@@ -310,29 +295,29 @@ def set_learning_rates(optimizer: Optimizer, schedule: Schedule | None, step: in
 def gradients_of_batch(session: Session, inputs: np.ndarray, targets: np.ndarray) -> tuple[float, float, int]:
     """Gradients of the mean loss over the whole batch, clipped, in the parameters' `.grad`.
 
-    Each part's loss is a sum divided by the number of counted targets of the whole batch, so that parts with few
-    counted targets weigh little and the gradient is that of the undivided batch.
-
     Returns:
         loss in nats per token, gradient norm before clipping, number of counted targets.
     """
     n_parts, scaler = session.config.n_microbatches, session.precision.scaler
     n_tokens = check_batch(inputs, targets, n_parts)
-    scale = 1.0 if scaler is None else scaler.scale
-    losses = []
-    parts = (np.array_split(whole, n_parts) for whole in (inputs, targets))
-    for part_inputs, part_targets in zip(*parts, strict=True):
+
+    def loss_sum(model: nn.Module, part_inputs: Tensor, part_targets: Tensor) -> Tensor:
         with session.precision.autocast(session.device.type):
-            loss = session.loss_sum(
-                session.parts.model, to_device(part_inputs, session.device), to_device(part_targets, session.device)
-            )
-        (loss * (scale / n_tokens)).backward()
-        losses.append(loss.detach())
+            return session.loss_sum(model, part_inputs, part_targets)
+
+    loss = accumulate_gradients(
+        session.parts.model,
+        to_device(inputs, session.device),
+        to_device(targets, session.device),
+        n_parts,
+        loss_sum,
+        scale=1.0 if scaler is None else scaler.scale,
+    )
     if scaler is not None:
         scaler.unscale(session.parameters)
     norm = clip_gradients(session.parameters, session.config.max_norm)
-    *losses, norm = torch.stack([*losses, norm.to(losses[0])]).tolist()  # the step's one wait for the device
-    return sum(losses) / n_tokens, norm, n_tokens
+    loss, norm = torch.stack([loss, norm.to(loss)]).tolist()  # the step's one wait for the device
+    return loss, norm, n_tokens
 
 
 def check_batch(inputs: np.ndarray, targets: np.ndarray, n_parts: int) -> int:

@@ -4,12 +4,13 @@ Dimensions: N tokens (all leading dimensions together), V vocabulary.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from minillm.errors import ConfigError, DataError, ShapeError
 
 REDUCTIONS = ("mean", "sum", "none")
+IGNORED = -100  # a target with this id is not counted
 
 
 def log_sum_exp(scores: Tensor) -> Tensor:
@@ -97,6 +98,20 @@ def kernel_cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -1
         check_targets(targets.masked_fill(targets == ignore_index, 0), vocab_size)
         raise
     return losses.view(targets.shape) if reduction == "none" else losses
+
+
+def next_token_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of `model(inputs)`, summed over the counted targets, in nats.
+
+    Args:
+        model: (B, T) ids -> (B, T, V) logits.
+        inputs: (B, T) int64.
+        targets: (B, T) int64; -100 is not counted.
+
+    Returns:
+        a scalar, float32.
+    """
+    return kernel_cross_entropy(model(inputs), targets, ignore_index=IGNORED, reduction="sum")
 
 
 def check_loss_arguments(logits: Tensor, targets: Tensor, reduction: str) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from minillm.errors import CheckpointError
 from minillm.train.optim import AdamW
-from minillm.train.saved_state import load_state, save_state
+from minillm.train.saved_state import capture_state, load_state, restore_state, save_state
 
 
 def make(width=4, seed=0, optimizer_type=AdamW):
@@ -135,3 +135,40 @@ def test_other_content_and_missing_files(tmp_path):
             load_state(path, *make())
     with pytest.raises(CheckpointError, match="missing"):
         load_state(tmp_path / "none.pt", *make())
+
+
+def one_step(model, optimizer, generator):
+    optimizer.zero_grad()
+    model(torch.rand(2, 3, generator=generator)).square().sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("optimizer_type", [AdamW, torch.optim.AdamW])
+def test_a_captured_state_stays_and_can_be_restored_twice(optimizer_type):
+    model, optimizer = make(optimizer_type=optimizer_type)
+    generator = torch.Generator().manual_seed(3)
+    state = capture_state(model, optimizer, 1, {"noise": generator})
+    trails = []
+    for _ in range(3):
+        assert restore_state(state, model, optimizer, {"noise": generator}) == 1
+        for _ in range(3):
+            one_step(model, optimizer, generator)
+        trails.append(weights(model))
+    assert torch.equal(trails[0], trails[1]) and torch.equal(trails[0], trails[2])
+
+
+def test_generators_in_the_file(tmp_path):
+    model, optimizer = make()
+    generator = torch.Generator().manual_seed(3)
+    save_state(model, optimizer, 1, tmp_path / "state.pt", {"noise": generator})
+    one_step(model, optimizer, generator)
+    expected = weights(model)
+    other, other_optimizer = make(seed=1)
+    other_generator = torch.Generator().manual_seed(4)
+    load_state(tmp_path / "state.pt", other, other_optimizer, {"noise": other_generator})
+    one_step(other, other_optimizer, other_generator)
+    assert torch.equal(weights(other), expected)
+    before = other_generator.get_state()
+    with pytest.raises(CheckpointError, match="another"):
+        load_state(tmp_path / "state.pt", *make(seed=2), {"another": other_generator})
+    assert torch.equal(other_generator.get_state(), before)
