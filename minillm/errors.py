@@ -35,3 +35,7 @@ class TrainingError(MinillmError):
 
 class SamplingError(MinillmError):
     """A sampling setting is out of range, or the scores leave nothing to choose from."""
+
+
+class CourseError(MinillmError):
+    """A chapter contradicts itself, or its notebook fails when it is run."""
