@@ -25,7 +25,8 @@ def body(mutant):
         ("return a // b", {"return a / b", "pass"}),
         ("return a @ b", {"return a * b", "pass"}),
         ("return a < b", {"return a <= b", "pass"}),
-        ("return a <= b < 3", {"return a < b < 3", "return a <= b <= 3", "return a <= b < 4", "return a <= b < 2", "pass"}),
+        ("return a <= b < 3",
+         {"return a < b < 3", "return a <= b <= 3", "return a <= b < 4", "return a <= b < 2", "pass"}),
         ("return a is None", {"return a is not None", "pass"}),
         ("return a and b", {"return a or b", "return a", "return b", "pass"}),
         ("return not a", {"return a", "pass"}),
@@ -64,7 +65,13 @@ def test_a_first_assignment_is_not_removed_because_nothing_would_be_left_to_test
 
 
 def test_contexts_and_handlers():
-    source = "def f(x):\n    with no_grad():\n        try:\n            g(x)\n        except KeyError as error:\n            raise ValueError(x) from error\n"
+    source = """def f(x):
+    with no_grad():
+        try:
+            g(x)
+        except KeyError as error:
+            raise ValueError(x) from error
+"""
     assert "`with no_grad(): ...` left out, its body kept" in descriptions(source)
     assert "`try: ...` left out, its body kept" in descriptions(source)
     assert "`raise ValueError` became `raise RuntimeError`" in descriptions(source)
