@@ -53,7 +53,8 @@ def use_house_style(dpi: int = 80) -> None:
     """
     import matplotlib
 
-    matplotlib.rcParams.update(_house_settings() | {"figure.dpi": dpi, "savefig.dpi": dpi, "figure.figsize": (6.0, 3.4)})
+    sizes = {"figure.dpi": dpi, "savefig.dpi": dpi, "figure.figsize": (6.0, 3.4)}
+    matplotlib.rcParams.update(_house_settings() | sizes)
 
 
 def _house_settings() -> dict:

@@ -71,3 +71,14 @@ def prose_lines(markdown: str, where: str = "the text") -> list[tuple[int, str]]
         if block.info is None
         for offset, line in enumerate(block.text.split("\n"))
     ]
+
+
+def fenced(text: str, language: str = "") -> str:
+    """The text between fences that are longer than any run of backticks in it.
+
+    Example:
+        >>> fenced("1 + 1", "python")
+        '```python\\n1 + 1\\n```'
+    """
+    marks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{marks}{language}\n{text}\n{marks}"

@@ -1,20 +1,17 @@
 """Notebooks from chapter texts: `chapters/08_attention/README.md` becomes `notebooks/08_attention.ipynb`.
 
-A fence ```` ```python ```` of the text is a cell that is run; ```` ```python raises-exception ```` is one that is meant to
-fail; every other fence (```` ```python show ````, ```` ```console ````) is only displayed. The same text gives the same bytes.
+A fence that says `python` is a cell that is run, one that says `python raises-exception` a cell that is meant to fail;
+every other fence (`python show`, `console`) is only displayed. The same text gives the same bytes.
 
 `python -m minillm.course.notebook chapters/08_attention --preset tiny --out /tmp/08.ipynb --png-dir /tmp/figures`
 builds one notebook and saves its figures, so that they can be looked at.
 """
 
-import ast
 import base64
 import hashlib
-import inspect
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +20,11 @@ import nbformat
 from nbformat import v4
 
 from minillm.config import parse_config, setting
-from minillm.course.fences import ANY_HEADING, Block, blocks
-from minillm.course.syllabus import ROOT, read_syllabus
+from minillm.course.fences import ANY_HEADING, Block, blocks, fenced
+from minillm.course.quotation import show
 from minillm.errors import CourseError, MinillmError
+
+__all__ = ["build", "figures", "notebook_of", "notebook_text", "show"]
 
 PRESETS = {"tiny": (120, 240), "default": (300, 600), "gpu": (1800, 3600)}  # seconds: one cell, the whole notebook
 PRESET_LINE = re.compile(r'^PRESET = "\w+"', flags=re.MULTILINE)
@@ -54,52 +53,6 @@ from minillm.plots import use_house_style
 use_house_style()'''
 
 
-def show(shown: object, docstring: bool = True) -> None:
-    """Print the library's own source of a function, method or class; in a notebook, as highlighted code.
-
-    Args:
-        shown: what to quote.
-        docstring: False leaves its docstring out, for readers who have just been told what it says.
-
-    Raises:
-        CourseError: if the object has no Python source.
-    """
-    text = quoted(shown, docstring)
-    session = sys.modules.get("IPython")
-    if session is None or session.get_ipython() is None:
-        print(text)
-        return
-    from IPython.display import display
-
-    name = f"{inspect.unwrap(shown).__module__}:{shown.__qualname__}"
-    data = {"text/markdown": f"```python\n{text}\n```", "text/plain": text}
-    display(data, raw=True, metadata={"minillm": {"quotes": name, "docstring": docstring}})
-
-
-def quoted(shown: object, docstring: bool = True) -> str:
-    """The source of an object under the name of its file, without indentation.
-
-    Raises:
-        CourseError: if the object has no Python source.
-    """
-    try:
-        original = inspect.unwrap(shown)
-        lines, module = inspect.getsource(original), original.__module__
-    except (TypeError, OSError, AttributeError) as error:
-        expected = "expected a function, method or class of the library"
-        raise CourseError(f"cannot show {shown!r}: {expected} ({error})") from error
-    source = textwrap.dedent(lines).rstrip()
-    return f"# {module.replace('.', '/')}.py\n{source if docstring else _without_docstring(source)}"
-
-
-def _without_docstring(source: str) -> str:
-    node = ast.parse(source).body[0]
-    if ast.get_docstring(node) is None or len(node.body) == 1:
-        return source
-    lines, text = source.splitlines(), node.body[0]
-    return "\n".join(lines[: text.lineno - 1] + lines[node.body[1].lineno - 1 :])
-
-
 def build(folder: Path, preset: str = "default", execute: bool = True) -> nbformat.NotebookNode:
     """Make a chapter's notebook and run it.
 
@@ -121,7 +74,7 @@ def build(folder: Path, preset: str = "default", execute: bool = True) -> nbform
     if execute:
         from minillm.course.execution import execute as run
 
-        run(notebook, _root_of(folder), *PRESETS[preset], where=folder.name)
+        run(notebook, folder.resolve().parents[1], *PRESETS[preset], where=folder.name)
     return notebook
 
 
@@ -136,12 +89,12 @@ def notebook_of(text: str, folder: Path, preset: str) -> nbformat.NotebookNode:
     if not code or len(PRESET_LINE.findall(code[0].text)) != 1:
         line = code[0].line if code else 1
         raise CourseError(f'{where}, line {line}: the first python fence must hold the line PRESET = "default", once')
-    cells = [_cell("code", FIRST_CELL.format(address=CLONE_ADDRESS), folder)]
+    cells = [first_cell(folder.name)]
     for kind, source, tags in cells_of(text, folder):
         if kind == "code" and source == code[0].text:
             source = PRESET_LINE.sub(f'PRESET = "{preset}"', source)
-        cells.append(_cell(kind, source, folder, tags))
-    return _assembled(cells, {"source": source_hash(folder), "preset": preset})
+        cells.append(cell_of(folder.name, kind, source, tags))
+    return assembled(cells, {"source": source_hash(folder), "preset": preset})
 
 
 def is_cell(block: Block) -> bool:
@@ -157,9 +110,7 @@ def cells_of(text: str, folder: Path) -> Iterator[tuple[str, str, list[str]]]:
             yield from _prose_cell(prose)
             yield "code", block.text, list(block.words[1:])
         elif block.info is not None:
-            language = block.words[0] if block.words else ""
-            marks = "`" * max(3, 1 + max(map(len, re.findall("`+", block.text)), default=0))
-            prose += [f"{marks}{language}", block.text, marks]
+            prose.append(fenced(block.text, block.words[0] if block.words else ""))
         else:
             for line in block.text.split("\n"):
                 if ANY_HEADING.match(line):
@@ -190,15 +141,21 @@ def relinked(line: str, folder: Path) -> str:
     return LINK.sub(moved, line)
 
 
-def _cell(kind: str, source: str, folder: Path, tags: list[str] | None = None) -> nbformat.NotebookNode:
-    name = hashlib.sha1(f"{folder.name}\0{kind}\0{source}".encode(), usedforsecurity=False).hexdigest()[:16]
+def first_cell(chapter: str) -> nbformat.NotebookNode:
+    """The cell that every notebook begins with: it finds the clone or makes one."""
+    return cell_of(chapter, "code", FIRST_CELL.format(address=CLONE_ADDRESS))
+
+
+def cell_of(chapter: str, kind: str, source: str, tags: list[str] | None = None) -> nbformat.NotebookNode:
+    """A "code" or "markdown" cell whose id follows from chapter, kind and source."""
+    name = hashlib.sha1(f"{chapter}\0{kind}\0{source}".encode(), usedforsecurity=False).hexdigest()[:16]
     cell = {"code": v4.new_code_cell, "markdown": v4.new_markdown_cell}[kind](source, id=name)
     if tags:
         cell.metadata["tags"] = tags
     return cell
 
 
-def _assembled(cells: list[nbformat.NotebookNode], ours: dict[str, str]) -> nbformat.NotebookNode:
+def assembled(cells: list[nbformat.NotebookNode], ours: dict[str, str]) -> nbformat.NotebookNode:
     """A notebook whose cells have different ids: the second of two equal cells gets a number."""
     taken: set[str] = set()
     for cell in cells:
@@ -214,6 +171,11 @@ def _assembled(cells: list[nbformat.NotebookNode], ours: dict[str, str]) -> nbfo
     return notebook
 
 
+def notebook_path(folder: Path) -> Path:
+    """Where the notebook of a chapter's folder is committed."""
+    return folder.resolve().parents[1] / "notebooks" / f"{folder.resolve().name}.ipynb"
+
+
 def source_hash(folder: Path) -> str:
     """A hash of all that the notebook is made from: the chapter's text and the first cell."""
     parts = (FIRST_CELL, CLONE_ADDRESS, folder.name, _text_of(folder))
@@ -225,10 +187,6 @@ def _text_of(folder: Path) -> str:
     if not path.is_file():
         raise CourseError(f"there is no {path}: expected a chapter's folder such as chapters/08_attention")
     return path.read_text(encoding="utf-8")
-
-
-def _root_of(folder: Path) -> Path:
-    return folder.resolve().parents[1]
 
 
 def notebook_text(notebook: nbformat.NotebookNode) -> str:
@@ -270,7 +228,7 @@ def main(argv: list[str]) -> int:
     try:
         settings = parse_config(Settings, argv, "python -m minillm.course.notebook")
         notebook = build(settings.folder, settings.preset, settings.execute)
-        out = settings.out or ROOT / "notebooks" / f"{settings.folder.resolve().name}.ipynb"
+        out = settings.out or notebook_path(settings.folder)
         if settings.out is None and settings.preset != "default":
             raise CourseError(f"{out} is for preset default; give --out FILE for preset {settings.preset}")
         text = notebook_text(notebook)
