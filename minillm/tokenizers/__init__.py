@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, characters, words, byte-level BPE. No torch."""
+"""Text to token ids and back: bytes, characters, words, WordPiece, byte-level BPE. No torch."""
 
 from minillm.tokenizers.bpe import BPETokenizer
 from minillm.tokenizers.bytes import ByteTokenizer
@@ -6,6 +6,7 @@ from minillm.tokenizers.chars import CharTokenizer
 from minillm.tokenizers.exchange import read_gpt2, read_hugging_face, write_hugging_face
 from minillm.tokenizers.loading import load_tokenizer
 from minillm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+from minillm.tokenizers.wordpiece import WordPieceTokenizer
 from minillm.tokenizers.words import WordTokenizer
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ByteTokenizer",
     "CharTokenizer",
     "Tokenizer",
+    "WordPieceTokenizer",
     "WordTokenizer",
     "load_tokenizer",
     "read_gpt2",

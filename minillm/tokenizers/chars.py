@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from minillm.errors import DataError, TokenizerError
-from minillm.tokenizers.pretokenize import split_specials
+from minillm.tokenizers.pretokenize import split_specials_stream
 from minillm.tokenizers.reading import training_texts
 from minillm.tokenizers.tokenizer import END_OF_TEXT, TableTokenizer, check_parts, check_text, number_specials
 
@@ -73,7 +73,7 @@ class CharTokenizer(TableTokenizer):
         special_tokens = list(number_specials(special_tokens, 0))
         counts: Counter[str] = Counter()
         for parts in training_texts(source):
-            for part, is_special in split_specials(parts, special_tokens):
+            for part, is_special in split_specials_stream(parts, special_tokens):
                 counts.update("" if is_special else part)
         if not counts:
             raise DataError("the training corpus is empty: there is no character to learn")

@@ -7,9 +7,13 @@ from minillm.tokenizers.bpe import BPETokenizer
 from minillm.tokenizers.bytes import ByteTokenizer
 from minillm.tokenizers.chars import CharTokenizer
 from minillm.tokenizers.tokenizer import Tokenizer, read_settings
+from minillm.tokenizers.wordpiece import WordPieceTokenizer
 from minillm.tokenizers.words import WordTokenizer
 
-KINDS = {tokenizer.kind: tokenizer for tokenizer in (ByteTokenizer, CharTokenizer, WordTokenizer, BPETokenizer)}
+KINDS = {
+    tokenizer.kind: tokenizer
+    for tokenizer in (ByteTokenizer, CharTokenizer, WordTokenizer, WordPieceTokenizer, BPETokenizer)
+}
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

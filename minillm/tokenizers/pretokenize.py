@@ -11,7 +11,7 @@ pieces of the whole text, and each distinct chunk of a corpus is split only once
 """
 
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -160,63 +160,69 @@ def cut_stream(texts: Iterable[str], cut: Callable[[str], list[str]] | None) -> 
         yield cut(rest) if cut else [rest]
 
 
-def special_expression(special_tokens: Iterable[str]) -> re.Pattern[str] | None:
-    """An expression that finds special tokens, of two at the same place the longer; None if there are none."""
-    longest_first = sorted(special_tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-
-def split_specials(texts: Iterable[str], special_tokens: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """Take the special tokens out of a text that arrives in parts.
+def split_specials(text: str, special_tokens: Iterable[str]) -> list[tuple[str, bool]]:
+    """Part a text at the special tokens in it.
 
     Args:
-        texts: parts of one text; a special token may lie across several of them.
-        special_tokens: the strings to find, leftmost first, and of two at the same place the longer.
+        text: any text.
+        special_tokens: the strings to find, leftmost first, and of two that begin at the same place the longer. Every
+            character of them stands for itself.
+
+    Returns:
+        (string, is_special) in the order of the text, no string empty; joined they give the text. The text between two
+        special tokens is one string.
+
+    Example:
+        >>> split_specials("a<|end|><|end|>b", ["<|end|>"])
+        [('a', False), ('<|end|>', True), ('<|end|>', True), ('b', False)]
+        >>> split_specials("<|a|>b", ["<|a|>", "<|a|>b"])
+        [('<|a|>b', True)]
+    """
+    longest_first = sorted(special_tokens, key=len, reverse=True)
+    if not longest_first:
+        return [(text, False)] if text else []
+    strings = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
+    return [(string, place % 2 == 1) for place, string in enumerate(strings) if string]
+
+
+def split_specials_stream(texts: Iterable[str], special_tokens: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """`split_specials` for a text that arrives in parts; a special token may lie across several of them.
+
+    Args:
+        texts: parts of one text.
+        special_tokens: the strings to find.
 
     Yields:
         (string, is_special); ordinary strings that follow one another belong together. Joined they give the text.
 
     Example:
-        >>> list(split_specials(["a<|e", "nd|>b"], ["<|end|>"]))
+        >>> list(split_specials_stream(["a<|e", "nd|>b"], ["<|end|>"]))
         [('a', False), ('<|end|>', True), ('b', False)]
     """
     special_tokens = list(special_tokens)
-    expression = special_expression(special_tokens)
-    if expression is None:
-        yield from ((text, False) for text in texts if text)
-        return
-    n_unsure = max(map(len, special_tokens)) - 1           # a token that begins in the last n_unsure may yet go on
+    n_unsure = max(map(len, special_tokens), default=1) - 1   # what begins in the last n_unsure may yet go on
     held = ""
     for text in texts:
         held += text
-        end = yield from _parts(held, expression, max(0, len(held) - n_unsure))
+        end = 0
+        for string, is_special in split_specials(held, special_tokens):
+            if end >= len(held) - n_unsure:
+                break
+            certain = string if is_special else string[: len(held) - n_unsure - end]
+            yield certain, is_special
+            end += len(certain)
         held = held[end:]
-    yield from _parts(held, expression, len(held))
-
-
-def _parts(text: str, expression: re.Pattern[str], limit: int) -> Generator[tuple[str, bool], None, int]:
-    """Yield the specials that begin before `limit` and the ordinary text up to it; return where that ends."""
-    end = 0
-    for match in expression.finditer(text):
-        if match.start() >= limit:
-            break
-        if match.start() > end:
-            yield text[end : match.start()], False
-        yield match[0], True
-        end = match.end()
-    if end < limit:
-        yield text[end:limit], False
-    return max(end, limit)
+    yield from split_specials(held, special_tokens)
 
 
 def stretches(texts: Iterable[str], special_tokens: Iterable[str]) -> Iterator[str | Iterator[str]]:
-    """The same as `split_specials`, with the ordinary text between two special tokens in one place.
+    """The same as `split_specials_stream`, with the ordinary text between two special tokens in one place.
 
     Yields:
         A str for each special token, and for each stretch of ordinary text an iterator of its parts, which has to be
         used up before the next stretch is asked for.
     """
-    parts = split_specials(texts, special_tokens)
+    parts = split_specials_stream(texts, special_tokens)
     ended_by: list[str] = []
 
     def rest_of_stretch() -> Iterator[str]:

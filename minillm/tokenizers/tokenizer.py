@@ -22,7 +22,7 @@ class Tokenizer(Protocol):
     """Text to ids and back. Ids are 0 .. vocab_size - 1.
 
     Attributes:
-        kind: "bytes", "chars", "words" or "bpe".
+        kind: "bytes", "chars", "words", "wordpiece" or "bpe".
         vocab_size: one more than the largest id, special tokens included.
         special_tokens: string -> id of the marks that ordinary text never produces.
     """
@@ -120,15 +120,10 @@ class TableTokenizer:
         Args:
             ids: as for `decode`, consumed one at a time.
 
-        Yields:
-            Parts, none empty, that joined are `decode(ids)`. What is incomplete at the end comes out as U+FFFD.
+        Returns:
+            An iterator of parts, see `stream_text`; joined they are `decode(ids)`.
         """
-        decoder = getincrementaldecoder("utf-8")("replace")
-        for position, token_id in enumerate(ids):
-            if part := decoder.decode(self.token_bytes(token_id, position)):
-                yield part
-        if part := decoder.decode(b"", final=True):
-            yield part
+        return stream_text(self.token_bytes(token_id, position) for position, token_id in enumerate(ids))
 
     def token_bytes(self, token_id: int, position: int = 0) -> bytes:
         """The bytes of one id; `position` is only for the message of the TokenizerError that a wrong id raises."""
@@ -182,6 +177,31 @@ class TableTokenizer:
             return cls.from_settings(settings)
         except (KeyError, TypeError, AttributeError) as error:
             raise TokenizerError(f"{path} is no valid tokenizer of kind {cls.kind!r}: {error!r}") from error
+
+
+def stream_text(parts: Iterable[bytes]) -> Iterator[str]:
+    """Read UTF-8 that arrives in parts, and show each character as soon as it is whole.
+
+    A token may end in the middle of a character: its bytes wait for those of the next token.
+
+    Args:
+        parts: byte strings, cut anywhere, also empty; there may be no end of them.
+
+    Yields:
+        For each part, before the next one is asked for, the text that has become certain with it; none if there is
+        none. Bytes that cannot be part of a character come out as U+FFFD, and so does what is incomplete at the end:
+        joined, the text is `b"".join(parts).decode("utf-8", "replace")`.
+
+    Example:
+        >>> list(stream_text([b"a", b"\\xe4\\xb8", b"\\xadb", b"\\xe4"]))
+        ['a', '中b', '�']
+    """
+    decoder = getincrementaldecoder("utf-8")("replace")
+    for part in parts:
+        if text := decoder.decode(part):
+            yield text
+    if text := decoder.decode(b"", final=True):
+        yield text
 
 
 def check_text(text: str, errors: str = "strict", offset: int = 0) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from minillm.config import setting
 from minillm.errors import ConfigError
 
-KINDS = ("bpe", "chars", "words", "bytes")
+KINDS = ("bpe", "wordpiece", "chars", "words", "bytes")
 PATTERNS = ("gpt2", "gpt4")
 
 
@@ -17,7 +17,7 @@ class Settings:
 
     data: str = setting("stories", "name, file, folder or glob pattern of the text to learn from")
     kind: str = setting("bpe", "what a token is", choices=KINDS)
-    vocab_size: int = setting(1024, "number of token ids for bpe and words; chars and bytes need what they need")
+    vocab_size: int = setting(1024, "number of token ids for bpe, wordpiece and words; chars and bytes need what they need")
     pattern: str = setting("gpt2", "how bpe splits text into words first", choices=PATTERNS)
     out: Path = setting(Path("tokenizer.json"), "where to save it")
     load: Path | None = setting(None, "use this saved tokenizer instead of training one")
@@ -55,18 +55,21 @@ def train_tokenizer(kind: str, texts: list[str], vocab_size: int, pattern: str =
     """Learn a tokenizer of the named kind; every one knows the end-of-text token.
 
     Args:
-        kind: "bpe", "chars", "words" or "bytes".
+        kind: "bpe", "wordpiece", "chars", "words" or "bytes".
         texts: the documents to learn from.
-        vocab_size: number of ids for bpe and words, at least 257 for bpe.
+        vocab_size: number of ids for bpe, wordpiece and words, at least 257 for bpe.
         pattern: "gpt2" or "gpt4", for bpe.
     """
     from minillm.tokenizers.bpe import BPETokenizer
     from minillm.tokenizers.bytes import ByteTokenizer
     from minillm.tokenizers.chars import CharTokenizer
+    from minillm.tokenizers.wordpiece import WordPieceTokenizer
     from minillm.tokenizers.words import WordTokenizer
 
     if kind == "bpe":
         return BPETokenizer.train(texts, vocab_size, pattern=pattern)
+    if kind == "wordpiece":
+        return WordPieceTokenizer.train(texts, vocab_size)
     if kind == "words":
         return WordTokenizer.train(texts, vocab_size)
     return CharTokenizer.train(texts) if kind == "chars" else ByteTokenizer()

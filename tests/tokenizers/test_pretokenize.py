@@ -20,6 +20,7 @@ from minillm.tokenizers.pretokenize import (
     split,
     split_pattern,
     split_specials,
+    split_specials_stream,
     stretches,
 )
 
@@ -155,7 +156,7 @@ def test_specials_longest_first_however_the_text_is_parted():
         text = "".join(random.choices("<>ab c", k=random.randint(0, 14)))
         parts = [text[i : i + 2] for i in range(0, len(text), 2)] if random.random() < 0.5 else list(text)
         joined = []
-        for string, is_special in split_specials(parts, special_tokens):
+        for string, is_special in split_specials_stream(parts, special_tokens):
             if joined and not is_special and not joined[-1][1]:
                 string = joined.pop()[0] + string
             joined.append((string, is_special))
