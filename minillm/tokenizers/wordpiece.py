@@ -40,7 +40,7 @@ Score = Callable[[Counts, Counts, Counts, int, np.ndarray], np.ndarray]
 
 
 class WordPieceTokenizer(TableTokenizer):
-    """WordPiece (Schuster and Nakajima 2012; Wu et al. 2016, arXiv:1609.08144; BERT: Devlin et al. 2018, arXiv:1810.04805).
+    """WordPiece (Schuster and Nakajima 2012; Wu et al. 2016, arXiv:1609.08144), as BERT has it (arXiv:1810.04805).
 
     Text is not kept exactly: white space only parts words, control characters are dropped, and a word that no pieces
     make becomes one `[UNK]`. Decoding puts one space between two words.
@@ -120,7 +120,7 @@ class WordPieceTokenizer(TableTokenizer):
         special_tokens = list(number_specials(special_tokens, 0))
         n_fixed = 1 + len(special_tokens)
         if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size <= n_fixed:
-            raise TokenizerError(f"vocab_size is {vocab_size!r}, expected an integer over {n_fixed}: [UNK] and specials")
+            raise TokenizerError(f"vocab_size is {vocab_size!r}, expected an integer over {n_fixed}: [UNK], specials")
         if score not in SCORES:
             raise TokenizerError(f"score is {score!r}, expected one of {sorted(SCORES)}")
         word_counts: Counter[str] = Counter()

@@ -17,7 +17,7 @@ class Settings:
 
     data: str = setting("stories", "name, file, folder or glob pattern of the text to learn from")
     kind: str = setting("bpe", "what a token is", choices=KINDS)
-    vocab_size: int = setting(1024, "number of token ids for bpe, wordpiece and words; chars and bytes need what they need")
+    vocab_size: int = setting(1024, "number of token ids; chars and bytes need what they need")
     pattern: str = setting("gpt2", "how bpe splits text into words first", choices=PATTERNS)
     out: Path = setting(Path("tokenizer.json"), "where to save it")
     load: Path | None = setting(None, "use this saved tokenizer instead of training one")

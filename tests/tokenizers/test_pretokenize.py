@@ -155,6 +155,7 @@ def test_specials_longest_first_however_the_text_is_parted():
     for _ in range(5_000):
         text = "".join(random.choices("<>ab c", k=random.randint(0, 14)))
         parts = [text[i : i + 2] for i in range(0, len(text), 2)] if random.random() < 0.5 else list(text)
+        assert split_specials(text, special_tokens) == specials_by_hand(text, special_tokens)
         joined = []
         for string, is_special in split_specials_stream(parts, special_tokens):
             if joined and not is_special and not joined[-1][1]:

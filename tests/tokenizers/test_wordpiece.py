@@ -40,7 +40,7 @@ def test_longest_first_among_all_splits(seed):
     vocabulary = set(random.sample(pieces + ["##" + piece for piece in pieces], 12))
     for n in range(1, 8):
         for word in map("".join, product("ab", repeat=n)):
-            splits = sorted(every_split(word, vocabulary), key=lambda split: [-len(p.removeprefix("##")) for p in split])
+            splits = sorted(every_split(word, vocabulary), key=lambda split: [-len(p.lstrip("#")) for p in split])
             found = longest_pieces(word, vocabulary)
             if found:
                 assert found == splits[0]
@@ -105,38 +105,40 @@ def joined(tokens, pair):
     return out
 
 
+def score_of(rule, pair, words, counts):
+    """A pair's score from the corpus as it stands; the likelihood is that of the corpus written out, before and after."""
+    n_of, n_pair = Counter(), Counter()
+    for word, letters in words.items():
+        for token in letters:
+            n_of[token] += counts[word]
+        for neighbours in pairwise(letters):
+            n_pair[neighbours] += counts[word]
+    if rule == "frequency":
+        return n_pair[pair]
+    if rule == "ratio":
+        return n_pair[pair] / (n_of[pair[0]] * n_of[pair[1]])
+    after = log_likelihood({word: joined(letters, pair) for word, letters in words.items()}, counts)
+    return round(after - log_likelihood(words, counts), 9)
+
+
 @pytest.mark.parametrize("rule", SCORES)
-def test_learning_is_its_definition(rule):
-    """Recount everything at each step; the likelihood is that of the corpus written out, before and after."""
-    random = Random(1)
-    for _ in range(12):
-        counts = {"".join(random.choices("abcd", k=random.randint(1, 7))): random.choice([1, 2, 5, 9]) for _ in range(9)}
-        counts = {word: n for word, n in counts.items() if not any(a == b == c for a, b, c in zip(word, word[1:], word[2:]))}
-        words = {word: [word[0], *("##" + letter for letter in word[1:])] for word in counts}
-        tokens = dict.fromkeys(sorted({token for letters in words.values() for token in letters}))
-        n_tokens = len(tokens) + 8
-        while len(tokens) < n_tokens:
-            n_of, n_pair = Counter(), Counter()
-            for word, letters in words.items():
-                for token in letters:
-                    n_of[token] += counts[word]
-                for pair in pairwise(letters):
-                    n_pair[pair] += counts[word]
-            if not n_pair:
-                break
-            before = log_likelihood(words, counts)
-            score = {
-                "frequency": lambda pair: n_pair[pair],
-                "ratio": lambda pair: n_pair[pair] / (n_of[pair[0]] * n_of[pair[1]]),
-                "likelihood": lambda pair: round(
-                    log_likelihood({w: joined(letters, pair) for w, letters in words.items()}, counts) - before, 9
-                ),
-            }[rule]
-            best = max(n_pair, key=lambda pair: (score(pair), pair))
-            words = {word: joined(letters, best) for word, letters in words.items()}
-            tokens[best[0] + best[1][2:]] = None
-        learned = learn_tokens(counts, n_tokens, lambda *a: np.round(SCORES[rule](*a), 9 if rule == "likelihood" else 15))
-        assert learned == list(tokens)
+@pytest.mark.parametrize("seed", range(8))
+def test_learning_is_its_definition(rule, seed):
+    random = Random(seed)
+    counts = {"".join(random.choices("abcd", k=random.randint(1, 7))): random.choice([1, 2, 5, 9]) for _ in range(9)}
+    counts = {word: n for word, n in counts.items() if not any(letter * 3 in word for letter in "abcd")}
+    words = {word: [word[0], *("##" + letter for letter in word[1:])] for word in counts}
+    tokens = dict.fromkeys(sorted({token for letters in words.values() for token in letters}))
+    n_tokens = len(tokens) + 8
+    while len(tokens) < n_tokens:
+        pairs = {pair for letters in words.values() for pair in pairwise(letters)}
+        if not pairs:
+            break
+        best = max((score_of(rule, pair, words, counts), pair) for pair in pairs)[1]
+        words = {word: joined(letters, best) for word, letters in words.items()}
+        tokens[best[0] + best[1][2:]] = None
+    digits = 9 if rule == "likelihood" else 15                 # sums in another order may differ in the last digits
+    assert learn_tokens(counts, n_tokens, lambda *arguments: np.round(SCORES[rule](*arguments), digits)) == list(tokens)
 
 
 def test_first_tokens_by_hand():
@@ -206,7 +208,9 @@ def test_wrong_tokens(tokens):
         WordPieceTokenizer(tokens)
 
 
-@pytest.mark.parametrize("arguments", [{"vocab_size": 2}, {"vocab_size": "9"}, {"vocab_size": 9, "score": "best"}], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [{"vocab_size": 2}, {"vocab_size": "9"}, {"vocab_size": 9, "score": "best"}], ids=str
+)
 def test_wrong_settings(arguments):
     with pytest.raises(TokenizerError, match="vocab_size|score"):
         WordPieceTokenizer.train("a b", **arguments)
@@ -233,7 +237,7 @@ def test_what_is_no_text(tokenizer):
 
 def texts(n_texts):
     random = Random(3)
-    alphabet = TEXT + "abcdefghijklmnopqrstuvwxyzABCÀéßø ,.-_$^`«»…，。漢字かなカナ한국ไทย \t\r\n\u3000\xa0\u2009\0\x7f\u200d\ufffd😀e\u0301I\u0307"
+    alphabet = TEXT + " \t\r\n\u3000\xa0\u2009\0\x7f\u200d\ufffd😀e\u0301I\u0307abcdefghijklmnopqrstuvwxyzABCÀéßø ,.-_$^`«»…，。漢字かなカナ한국ไทย"
     return [TEXT, *("".join(random.choices(alphabet, k=random.randint(0, 40))) for _ in range(n_texts))]
 
 
