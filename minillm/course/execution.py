@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import tempfile
+import time
 from pathlib import Path
 
 import nbformat
@@ -18,7 +19,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 LANGUAGE = {"name": "python"}  # without the version, which would differ from machine to machine
 
 
-def execute(notebook: nbformat.NotebookNode, root: Path, cell_seconds: float, all_seconds: float, where: str) -> None:
+def execute(notebook: nbformat.NotebookNode, root: Path, cell_seconds: int, all_seconds: int, where: str) -> None:
     """Run every cell, with the folder `root` as the kernel's own; outputs are written into the notebook.
 
     The kernel is this very Python, whatever kernels the user has installed, without the user's IPython settings.
@@ -37,22 +38,24 @@ def execute(notebook: nbformat.NotebookNode, root: Path, cell_seconds: float, al
     with tempfile.TemporaryDirectory(prefix="minillm-notebook-") as folder:
         client = _client(notebook, root, cell_seconds)
         run = client.async_execute(env=_environment(Path(folder)), cleanup_kc=True)
+        deadline = time.monotonic() + all_seconds
         try:
             asyncio.run(asyncio.wait_for(run, all_seconds))
         except CellExecutionError as error:
             raise CourseError(f"{where}: {_failed_cell(notebook)}\n{ESCAPES.sub('', str(error.traceback))}") from error
-        except TimeoutError as error:  # CellTimeoutError is one
-            limits = f"a cell may take {cell_seconds:g} s, a notebook {all_seconds:g} s"
-            raise CourseError(f"{where}: {_failed_cell(notebook)} took too long: {limits}") from error
-        except (CellControlSignal, DeadKernelError, RuntimeError) as error:
-            raise CourseError(f"{where}: {_failed_cell(notebook)} ended the kernel: {error}") from error
+        except (CellControlSignal, DeadKernelError, RuntimeError, TimeoutError) as error:
+            # stopping at the deadline takes the kernel away from nbclient, which may call that a dead kernel
+            late = isinstance(error, TimeoutError) or time.monotonic() >= deadline
+            limits = f"took too long: a cell may take {cell_seconds} s, a notebook {all_seconds} s"
+            reason = limits if late else f"ended the kernel: {error}"
+            raise CourseError(f"{where}: {_failed_cell(notebook)} {reason}") from error
     notebook.metadata["language_info"] = dict(LANGUAGE)
     for number, cell in enumerate(notebook.cells, start=1):
         if cell.cell_type == "code":
             cell.outputs = [_lasting(output, root) for output in _visible_outputs(cell, f"{where}, cell {number}")]
 
 
-def _client(notebook: nbformat.NotebookNode, root: Path, cell_seconds: float) -> NotebookClient:
+def _client(notebook: nbformat.NotebookNode, root: Path, cell_seconds: int) -> NotebookClient:
     from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
 

@@ -110,7 +110,8 @@ def cells_of(text: str, folder: Path) -> Iterator[tuple[str, str, list[str]]]:
             yield from _prose_cell(prose)
             yield "code", block.text, list(block.words[1:])
         elif block.info is not None:
-            prose.append(fenced(block.text, block.words[0] if block.words else ""))
+            apart = [""] if prose and prose[-1].strip() else []
+            prose += [*apart, fenced(block.text, block.words[0] if block.words else "")]
         else:
             for line in block.text.split("\n"):
                 if ANY_HEADING.match(line):
