@@ -1,21 +1,15 @@
 """The learner's file: holes where they belong, everything else byte for byte, nothing leaked."""
 
 import ast
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from minillm.course.chapter import read_chapter
-from minillm.course.skeleton import (
-    Import,
-    def_source,
-    global_names,
-    import_lines,
-    leaks,
-    reference_file,
-    skeleton,
-    with_function,
-)
+from minillm.course.imports import Import, global_names, import_lines
+from minillm.course.skeleton import def_source, leaks, reference_file, skeleton, with_function
 from minillm.course.source import with_bodies
 from minillm.errors import ConfigError, DataError
 
@@ -161,8 +155,19 @@ def test_filling_in_gives_the_reference_and_cutting_gives_the_skeleton(chapter):
     for task in chapter.tasks:
         filled = with_function(filled, task.name, def_source(full, task.name))
         cut = with_function(cut, task.name, def_source(empty, task.name))
-    assert filled == full
-    assert cut == empty
+    helper = def_source(LIBRARY, "shortcut")
+    assert filled == full.replace(helper + "\n\n", "")
+    assert cut.replace(helper + "\n\n", "") == empty
+
+
+def test_the_reference_runs_although_its_helper_is_removed(chapter, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "minillm.tools", ModuleType("minillm.tools"))
+    monkeypatch.setitem(sys.modules, "minillm.things", ModuleType("minillm.things"))
+    exec(TOOLS, sys.modules["minillm.tools"].__dict__)
+    sys.modules["minillm.things"].__dict__.update(SCALE=2.0, keep=lambda function: function)
+    names: dict = {}
+    exec(compile(reference_file(chapter), "reference", "exec"), names)
+    assert names["weight"](2) == {1: 4, 2: 28}
 
 
 def test_tasks_of_one_class_share_it(chapter, tmp_path):
