@@ -10,8 +10,10 @@ import io
 import itertools
 import json
 import math
+import socket
 import struct
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePath
@@ -341,3 +343,33 @@ _READ_PLAIN: dict[str, Callable[[Any], Any]] = {
     "seeded": _generator,
 }
 
+
+
+def receive(channel: socket.socket, deadline: float | None = None) -> bytes:
+    """The next message, header included.
+
+    Args:
+        channel: a connected stream.
+        deadline: on the clock of `time.monotonic`, in seconds; None waits for ever.
+
+    Raises:
+        WireError: if the stream ends or the message is too large.
+        TimeoutError: after the deadline.
+    """
+    header = _receive_bytes(channel, HEADER.size, deadline)
+    return header + _receive_bytes(channel, body_bytes(header), deadline)
+
+
+def _receive_bytes(channel: socket.socket, n: int, deadline: float | None) -> bytes:
+    received = bytearray()
+    while len(received) < n:
+        if deadline is not None:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError
+            channel.settimeout(remaining)
+        part = channel.recv(min(n - len(received), 1 << 20))
+        if not part:
+            raise WireError("the other side has ended")
+        received += part
+    return bytes(received)
