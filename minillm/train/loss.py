@@ -3,6 +3,8 @@
 Dimensions: N tokens (all leading dimensions together), V vocabulary.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -112,6 +114,41 @@ def next_token_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor
         a scalar, float32.
     """
     return kernel_cross_entropy(model(inputs), targets, ignore_index=IGNORED, reduction="sum")
+
+
+@dataclass(frozen=True)
+class SmoothedLoss:
+    """Cross-entropy against targets that are a little unsure, as a `loss_sum` of the training loop.
+
+    The target has probability 1 - smoothing + smoothing / V, every other id smoothing / V.
+
+    Args:
+        smoothing: from 0 (plain cross-entropy) to 1.
+
+    Raises:
+        ConfigError: if it is out of range.
+
+    Source:
+        Szegedy et al. 2016, arXiv:1512.00567, section 7.
+
+    Example:
+        >>> logits = torch.tensor([[[3.0, 0.0]]])
+        >>> SmoothedLoss(0.5)(lambda inputs: logits, torch.tensor([[1]]), torch.tensor([[0]]))
+        tensor(0.7986)
+    """
+
+    smoothing: float = 0.1
+
+    def __post_init__(self):
+        if not 0 <= self.smoothing <= 1:
+            raise ConfigError(f"smoothing is {self.smoothing}, expected a number from 0 to 1")
+
+    def __call__(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss summed over the counted targets; arguments as those of `next_token_loss`."""
+        logits = model(inputs)
+        plain = kernel_cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        evenly = -logits.log_softmax(dim=-1).mean(dim=-1).masked_fill(targets == IGNORED, 0.0).sum()
+        return (1 - self.smoothing) * plain + self.smoothing * evenly
 
 
 def check_loss_arguments(logits: Tensor, targets: Tensor, reduction: str) -> None:

@@ -54,13 +54,24 @@ class LossScaler:
         self.n_good_steps = 0
 
     def unscale(self, parameters: Iterable[Tensor]) -> None:
-        """Divide the gradients by the factor, in place; an overflow stays visible as inf or NaN."""
+        """Divide the gradients by the factor, in place; an overflow stays visible as inf or NaN.
+
+        Args:
+            parameters: tensors with or without `.grad`, any iterable, read once.
+        """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, 1.0 / self.scale)
 
     def update(self, found_overflow: bool) -> None:
-        """Shrink the factor after an overflow; count a good step otherwise, and grow after enough of them."""
+        """Adapt the factor to what a step met.
+
+        An overflow multiplies it by `backoff_factor`. Otherwise the step counts as a good one, and the last of
+        `growth_interval` good steps in a row multiplies it by `growth_factor`; then counting begins again.
+
+        Args:
+            found_overflow: whether a gradient of this step was not finite, so that the step was skipped.
+        """
         if found_overflow:
             self.scale *= self.backoff_factor
             self.n_good_steps = 0

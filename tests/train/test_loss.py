@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from minillm.errors import ConfigError, DataError, ShapeError
-from minillm.train.loss import kernel_cross_entropy, log_sum_exp, token_cross_entropy
+from minillm.train.loss import SmoothedLoss, kernel_cross_entropy, log_sum_exp, token_cross_entropy
 
 BOTH = pytest.mark.parametrize("loss", [token_cross_entropy, kernel_cross_entropy], ids=["primitives", "kernel"])
 
@@ -79,3 +79,13 @@ def test_log_sum_exp_of_minus_infinities():
     rows = torch.tensor([[infinite, infinite], [infinite, 2.0], [1000.0, 1000.0]], dtype=torch.float64)
     expected = torch.tensor([infinite, 2.0, 1000.0 + math.log(2)], dtype=torch.float64)
     torch.testing.assert_close(log_sum_exp(rows), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3, 1.0])
+def test_smoothed_loss_equals_torch(smoothing):
+    logits, targets = scores_and_targets()
+    expected = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", label_smoothing=smoothing)
+    found = SmoothedLoss(smoothing)(lambda inputs: logits, targets, targets)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    with pytest.raises(ConfigError, match="smoothing"):
+        SmoothedLoss(1.5)
