@@ -12,14 +12,12 @@ from itertools import pairwise, repeat
 
 import numpy as np
 
-from minillm.tokenizers.bpe_naive import Pair
+from minillm.tokenizers.bpe_naive import Pair, PairIds, encode_by_rank
 
 # An id no token has: the place between two pieces, and a place whose token was joined to the one on its left.
 NOTHING = -1
 # Pieces of up to this many bytes are encoded by looking for the smallest rank again and again: quadratic, but in C.
 SHORT_PIECE_BYTES = 128
-
-PairIds = tuple[int, int]
 
 
 class PairIndex:
@@ -183,22 +181,7 @@ def merge_ids(ids: list[int], ranks: Mapping[PairIds, int], products: list[int])
     Returns:
         The ids of the tokens.
     """
-    return merge_short(ids, ranks, products) if len(ids) <= SHORT_PIECE_BYTES else merge_long(ids, ranks, products)
-
-
-def merge_short(ids: list[int], ranks: Mapping[PairIds, int], products: list[int]) -> list[int]:
-    """`merge_ids` for few ids: find the smallest rank among the neighbours, join the two, until no pair has a rank."""
-    rank_of, never = ranks.get, len(products)
-    waiting = [rank_of(pair, never) for pair in pairwise(ids)]
-    while waiting and (rank := min(waiting)) < never:
-        i = waiting.index(rank)
-        ids[i : i + 2] = [products[rank]]
-        del waiting[i]
-        if i < len(waiting):
-            waiting[i] = rank_of((ids[i], ids[i + 1]), never)
-        if i:
-            waiting[i - 1] = rank_of((ids[i - 1], ids[i]), never)
-    return ids
+    return encode_by_rank(ids, ranks, products) if len(ids) <= SHORT_PIECE_BYTES else merge_long(ids, ranks, products)
 
 
 def merge_long(ids: list[int], ranks: Mapping[PairIds, int], products: list[int]) -> list[int]:

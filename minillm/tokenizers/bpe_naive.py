@@ -8,9 +8,11 @@ A word is a tuple of byte strings, at first one per byte.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 Word = tuple[bytes, ...]
 Pair = tuple[bytes, bytes]
+PairIds = tuple[int, int]
 
 
 def word_of(piece: bytes) -> Word:
@@ -116,3 +118,34 @@ def encode_piece(piece: bytes, merges: Iterable[Pair]) -> Word:
     for pair in merges:
         word = merge(word, pair)
     return word
+
+
+def encode_by_rank(ids: list[int], ranks: Mapping[PairIds, int], products: list[int]) -> list[int]:
+    """Apply the learned merges to one piece, as `encode_piece` does, without going through all of them.
+
+    As long as there are neighbours that have a rank: of all of them, the two with the smallest rank are joined, the
+    leftmost two if that pair stands at several places. Rank 0 is the merge that was learned first.
+
+    Args:
+        ids: the ids of the piece's bytes; the caller does not need the list any more.
+        ranks: pair of ids -> place in the order in which the merges were learned.
+        products: rank -> id of the joined token; not every id need be 256 + rank.
+
+    Returns:
+        The ids of the tokens.
+
+    Example:
+        >>> encode_by_rank([1, 2, 3, 1, 2], ranks={(2, 3): 0, (1, 2): 1, (7, 1): 2}, products=[7, 8, 9])
+        [1, 7, 8]
+    """
+    rank_of, never = ranks.get, len(products)
+    waiting = [rank_of(pair, never) for pair in pairwise(ids)]
+    while waiting and (rank := min(waiting)) < never:
+        i = waiting.index(rank)
+        ids[i : i + 2] = [products[rank]]
+        del waiting[i]
+        if i < len(waiting):
+            waiting[i] = rank_of((ids[i], ids[i + 1]), never)
+        if i:
+            waiting[i - 1] = rank_of((ids[i - 1], ids[i]), never)
+    return ids

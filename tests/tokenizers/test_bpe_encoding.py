@@ -10,7 +10,7 @@ from regex import findall
 from minillm.errors import TokenizerError
 from minillm.tokenizers import END_OF_TEXT, BPETokenizer, bpe_indexed
 from minillm.tokenizers.bpe import Memory
-from minillm.tokenizers.bpe_naive import encode_piece
+from minillm.tokenizers.bpe_naive import encode_by_rank, encode_piece
 from minillm.tokenizers.pretokenize import SPLIT_PATTERNS
 
 CORPUS = (
@@ -68,7 +68,7 @@ def test_short_and_long_merging_are_the_definition(seed):
     for length in (0, 1, 2, 7, 33, 200):
         piece = "".join(random.choices("aab", k=length)).encode()
         expected = [id_of[token] for token in encode_piece(piece, merges)]
-        assert bpe_indexed.merge_short(list(piece), ranks, products) == expected
+        assert encode_by_rank(list(piece), ranks, products) == expected
         assert bpe_indexed.merge_long(list(piece), ranks, products) == expected
         assert bpe_indexed.merge_ids(list(piece), ranks, products) == expected
 

@@ -106,7 +106,7 @@ def joined(tokens, pair):
 
 
 def score_of(rule, pair, words, counts):
-    """A pair's score from the corpus as it stands; the likelihood is that of the corpus written out, before and after."""
+    """A pair's score from the corpus as it stands; likelihood: of the corpus written out, before and after."""
     n_of, n_pair = Counter(), Counter()
     for word, letters in words.items():
         for token in letters:
@@ -237,7 +237,8 @@ def test_what_is_no_text(tokenizer):
 
 def texts(n_texts):
     random = Random(3)
-    alphabet = TEXT + " \t\r\n\u3000\xa0\u2009\0\x7f\u200d\ufffd😀e\u0301I\u0307abcdefghijklmnopqrstuvwxyzABCÀéßø ,.-_$^`«»…，。漢字かなカナ한국ไทย"
+    odd = " \t\r\n\u3000\xa0\u2009\0\x7f\u200d\ufffd😀e\u0301I\u0307"
+    alphabet = TEXT + odd + "abcdefghijklmnopqrstuvwxyzABCÀéßø ,.-_$^`«»…，。漢字かなカナ한국ไทย"
     return [TEXT, *("".join(random.choices(alphabet, k=random.randint(0, 40))) for _ in range(n_texts))]
 
 
