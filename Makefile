@@ -2,7 +2,7 @@
 #   make demo     a tokenizer and two models from raw text, in about four minutes   -> runs/demo/
 #   make test     the tests, at most six minutes on two cores
 #   make slow     the slow tests          make lint    style and import floors
-#   make bench    the speed claims        make notebooks  the executed chapters
+#   make bench    the speed claims        make notebooks  builds the chapters that are stale
 #   make clean    removes .venv*, caches and builds; runs/ stays
 # A GPU machine: make TORCH_INDEX= demo   (PyPI's torch, with CUDA). Another Python: make PYTHON=python3.12 demo
 
@@ -41,10 +41,7 @@ lint:
 	@$(ENTER) .venv/bin/lint-imports
 
 notebooks: setup
-	@$(ENTER) for each in notebooks/*.ipynb; do \
-	  if [ ! -e "$$each" ]; then echo "there is no notebook yet: the first chapters bring them"; exit 0; fi; \
-	  .venv/bin/python -m jupyter nbconvert --to notebook --execute --inplace "$$each" || exit 1; \
-	done
+	@$(RUN) -m minillm.course.freshness
 
 # Peers and oracles from PyPI have pins of their own: they live in a second environment.
 oracle:
