@@ -217,24 +217,50 @@ class GrowingTexts:
 def logits_after(model: GPT, rows: Sequence[list[int]], cache: KVCache | None = None) -> Tensor:
     """The model's scores of the token after each row.
 
-    Rows are padded on the left to equal length; a mask hides the padding, and positions count from a row's first token.
+    Rows are padded on the left to equal length (with any id); a mask hides the padding, and positions count from each
+    row's first token. With a cache only the places that it does not hold yet go through the model, and they see all
+    places: their token ids and positions are cut to the new ones, the mask is not.
 
     Args:
-        model: the model.
+        model: the model; `model.hidden` takes token ids (B, T), cache, mask (B, S) and positions (B, T) and gives the
+            last vectors (B, T, C), `model.logits` turns vectors (..., C) into scores (..., V).
         rows: B lists of at least one id, none longer than the model's context.
-        cache: what the model remembers of the same rows when they were shorter; only what is missing is computed.
+        cache: what the model remembers of the same rows when they were shorter, `cache.length` padded places; the new
+            ones are added to it. None computes everything.
 
     Returns:
-        (B, V).
+        (B, V): each row's scores are those it would get alone and without a cache.
     """
     n_past = 0 if cache is None else cache.length
     device = model.token_embedding.weight.device
     longest = max(map(len, rows))
     n_padding = [longest - len(row) for row in rows]
-    padded = [([0] * n + row)[n_past:] for n, row in zip(n_padding, rows, strict=True)]
-    token_ids = torch.tensor(padded, device=device)                # (B, T)
+    missing = [([0] * n + row)[n_past:] for n, row in zip(n_padding, rows, strict=True)]
+    token_ids = torch.tensor(missing, device=device)               # (B, T)
     mask = positions = None
     if any(n_padding):
-        index = torch.arange(longest, device=device) - torch.tensor(n_padding, device=device)[:, None]  # (B, S)
-        mask, positions = index >= 0, index[:, n_past:].clamp(min=0)
+        mask, positions = token_places(n_padding, longest, device)
+        positions = positions[:, n_past:]                          # (B, T)
     return model.logits(model.hidden(token_ids, cache, mask, positions)[:, -1])
+
+
+def token_places(
+    n_padding: Sequence[int], n_positions: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """Which places of rows that are padded on the left hold a token, and where each token stands in its own row.
+
+    Args:
+        n_padding: B numbers of padding places before the first token.
+        n_positions: length S of the padded rows.
+        device: where to put the results.
+
+    Returns:
+        (B, S) bool, True for tokens, and (B, S) int64, counted from 0 at each row's first token; padding has 0.
+
+    Example:
+        >>> mask, positions = token_places([1, 0], 3)
+        >>> mask.tolist(), positions.tolist()
+        ([[False, True, True], [True, True, True]], [[0, 0, 1], [0, 1, 2]])
+    """
+    index = torch.arange(n_positions, device=device) - torch.tensor(n_padding, device=device)[:, None]  # (B, S)
+    return index >= 0, index.clamp(min=0)

@@ -121,11 +121,11 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Keep the fewest likeliest tokens whose probabilities sum to at least p; the others become -inf.
 
     Args:
-        logits: (B, V).
+        logits: (B, V); -inf is allowed.
         p: in (0, 1]; the likeliest token always stays.
 
     Returns:
-        (B, V).
+        (B, V), a new tensor; kept scores are as they were. Of equally likely tokens those with the smaller ids stay.
 
     Source:
         Holtzman et al. 2019, arXiv:1904.09751, section 3.1 (nucleus sampling).
@@ -138,8 +138,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probability = ordered.softmax(dim=-1)                          # (B, V)
     sum_before = probability.cumsum(dim=-1) - probability          # (B, V)
-    dropped = sum_before >= p                                      # (B, V)
-    dropped[..., :1] = False
+    dropped = sum_before >= p                                      # (B, V), never the likeliest: nothing is before it
     return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -math.inf)
 
 
@@ -165,10 +164,13 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
 
 
 def filter_logits(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) -> Tensor:
-    """Apply every filter that the config asks for, in its order; temperature 0 divides by nothing.
+    """Apply every filter that the config asks for, in the order of its fields; temperature 0 divides by nothing.
+
+    A setting that is off (see `SamplingConfig`) changes no score. Each filter works on what the one before it left:
+    top-p sums the probabilities of the tokens that top-k kept, at the temperature asked for.
 
     Args:
-        logits: (B, V) scores.
+        logits: (B, V) scores; they are not changed.
         config: the settings.
         seen: (B, V) bool, tokens that already occurred; needed for a repetition penalty other than 1.
 

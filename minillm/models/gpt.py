@@ -214,7 +214,22 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """Map (B, T, C) to (B, T, C); the other arguments are those of `SelfAttention`."""
+        """Add to each vector what attention finds in the sequence, then what the feed-forward layer makes of the sum.
+
+        Each part reads a normalised copy (its own norm) and its output passes through `drop` before it is added; the
+        vectors themselves are passed on unchanged otherwise.
+
+        Args:
+            x: (B, T, C).
+            mask: as all that follow, an argument of `SelfAttention.forward`; they are handed on in this order.
+            causal: hide later positions.
+            rotation: cosine and sine of the rotary angles, or None.
+            cache: keys and values of earlier positions, or None.
+            layer: which layer of the cache this is.
+
+        Returns:
+            (B, T, C).
+        """
         attended = self.attention(self.attention_norm(x), mask, causal, rotation, cache, layer)  # (B, T, C)
         x = x + self.drop(attended)                                # (B, T, C)
         return x + self.drop(self.feed_forward(self.feed_forward_norm(x)))

@@ -89,15 +89,48 @@ def parameters(config: GPTConfig) -> int:
         >>> parameters(model_config("gpt2", "base", vocab_size=50257, max_seq_len=1024))
         124439808
     """
-    norm_size = config.d_model * (config.norm_weight + (config.bias and config.norm == "layer"))
-    n_norms = 2 * config.n_layers + 1
-    tables = config.vocab_size * config.d_model
-    if config.position == "learned":
-        tables += config.max_seq_len * config.d_model
-    biases = sum(d_out for _, d_out in block_products(config)) if config.bias else 0
-    head = 0 if config.tie_embeddings else config.vocab_size * config.d_model
-    tables += config.d_model * config.token_shift
-    return tables + n_norms * norm_size + config.n_layers * (product_weights(config) + biases) + head
+    return sum(parameters_by_part(config).values())
+
+
+def parameters_by_part(config: GPTConfig) -> dict[str, int]:
+    """Where the learned numbers of a decoder are.
+
+    A linear map from d_in to d_out has d_in * d_out weights, and d_out biases where `config.bias` asks for them.
+
+    Args:
+        config: the shape.
+
+    Returns:
+        The numbers of each part, all layers together, under seven names:
+        "token embedding": one vector of width C per id.
+        "position embedding": one vector per place up to max_seq_len if positions are learned, else 0.
+        "token shift": one number per channel if `config.token_shift`, else 0.
+        "attention": the map to queries (C numbers), keys and values (G heads of width D each), and the map that mixes
+            the heads (C to C). Normalised queries and keys learn nothing.
+        "feed-forward": up (C to F) and down (F to C); "swiglu" has a gate (C to F) besides.
+        "norms": two per layer and one at the end, each with C scales if `config.norm_weight`, and, if it is a "layer"
+            norm and `config.bias`, with C shifts; an "rms" norm has no shift.
+        "head": one vector per id, unless `config.tie_embeddings` uses those of the token embedding; no bias.
+
+    Example:
+        >>> parameters_by_part(model_config("gpt2", "nano", vocab_size=100, max_seq_len=32))["attention"]  # 2 layers
+        33280
+    """
+    width, hidden, bias = config.d_model, config.d_ff, config.bias
+    d_qkv = width + 2 * config.n_kv_heads * config.d_head
+    n_up = 2 if config.feed_forward == "swiglu" else 1
+    attention = width * d_qkv + width * width + bias * (d_qkv + width)
+    feed_forward = (n_up + 1) * width * hidden + bias * (n_up * hidden + width)
+    norm = width * (config.norm_weight + (bias and config.norm == "layer"))
+    return {
+        "token embedding": config.vocab_size * width,
+        "position embedding": config.max_seq_len * width if config.position == "learned" else 0,
+        "token shift": width if config.token_shift else 0,
+        "attention": config.n_layers * attention,
+        "feed-forward": config.n_layers * feed_forward,
+        "norms": (2 * config.n_layers + 1) * norm,
+        "head": 0 if config.tie_embeddings else config.vocab_size * width,
+    }
 
 
 def block_products(config: GPTConfig) -> list[tuple[int, int]]:

@@ -13,6 +13,8 @@ from minillm.models.registry import (
     memory_bytes,
     model_config,
     parameters,
+    parameters_by_part,
+    product_weights,
     sizes,
 )
 
@@ -33,6 +35,15 @@ VARIANTS = [
 def test_parameter_count_is_that_of_the_module(family, overrides):
     config = model_config(family, "nano", vocab_size=17, max_seq_len=9, **overrides)
     assert parameters(config) == GPT(config).n_parameters() == sum(p.numel() for p in GPT(config).parameters())
+
+
+@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("overrides", VARIANTS, ids=str)
+def test_parts_and_products_agree(family, overrides):
+    """Two tables of the same shapes: one for parameters, one for operations."""
+    config = model_config(family, "nano", 17, 9, **overrides | {"bias": False})
+    parts = parameters_by_part(config)
+    assert parts["attention"] + parts["feed-forward"] == config.n_layers * product_weights(config)
 
 
 def test_base_is_gpt2_small():
