@@ -9,6 +9,7 @@ def pytest_addoption(parser):
         action="store_true",
         help="fail when a test is skipped: for environments that must have everything",
     )
+    parser.addoption("--solution", metavar="FILE", help="run the graders in tests/graders on a learner's file")
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -93,7 +93,7 @@ def _compare_sequences(got: Any, expected: Any, tolerance: float | None, name: s
     if not isinstance(got, list | tuple) or isinstance(got, tuple) != isinstance(expected, tuple):
         raise Wrong(f"{name} is {_short(got)} of type {type(got).__name__}, expected a {_kind(expected)}")
     for place, (one, other) in enumerate(zip(got, expected, strict=False)):
-        _compare(one, other, tolerance, f"{name}[{place}]")
+        _compare(one, other, tolerance, f"item {place} of {name}")
     if len(got) != len(expected):
         raise Wrong(f"{name} has {len(got)} items, expected {len(expected)}; the first {min(len(got), len(expected))} "
                     f"agree (got {_short(got)}, expected {_short(expected)})")
@@ -105,7 +105,7 @@ def _compare_dicts(got: Any, expected: dict, tolerance: float | None, name: str)
     for key in expected:
         if key not in got:
             raise Wrong(f"{name} lacks the key {key!r} (expected value {_short(expected[key])})")
-        _compare(got[key], expected[key], tolerance, f"{name}[{key!r}]")
+        _compare(got[key], expected[key], tolerance, f"entry {key!r} of {name}")
     if extra := [key for key in got if key not in expected]:
         raise Wrong(f"{name} has the key {extra[0]!r} (value {_short(got[extra[0]])}), which should not be there")
 
@@ -149,7 +149,7 @@ def _entries_agree(got: np.ndarray, expected: np.ndarray, tolerance: float | Non
 
 def _describe(got: np.ndarray, expected: np.ndarray, differs: np.ndarray, name: str) -> str:
     first = tuple(int(i) for i in np.argwhere(differs)[0]) if differs.ndim else ()
-    where = f"{name}[{', '.join(map(str, first))}]" if first else name
+    where = f"{name} at [{', '.join(map(str, first))}]" if first else name
     text = f"{where} is {_number(got[first])}, expected {_number(expected[first])}"
     if expected.dtype.kind in "iufc":
         with np.errstate(invalid="ignore", over="ignore"):

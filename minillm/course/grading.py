@@ -23,7 +23,7 @@ from pathlib import Path
 from minillm.course.chapter import CourseChapter, Task, read_chapter
 from minillm.course.grader import Grading, case_rng, grading
 from minillm.course.proxy import Ended, GraderError, Impl, RaisedThere, World, library_impl, names_of
-from minillm.course.remote import Limits, Worker
+from minillm.course.remote import Limits, Program, Worker
 from minillm.course.stripped import stripped_copy, uses
 from minillm.course.syllabus import ROOT
 from minillm.errors import CourseError, DataError
@@ -156,12 +156,17 @@ class Grader:
         self._folder = tempfile.TemporaryDirectory(prefix="minillm-course-")
         self._lock = threading.Lock()
         self._libraries: dict[str, Path] = {}
+        self._holes: dict[str, list[str]] = {}
         self._reference_seconds: dict[str, float] = {}
 
     def __enter__(self) -> "Grader":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the libraries written for the tasks."""
         self._folder.cleanup()
 
     def grade(
@@ -207,22 +212,41 @@ class Grader:
 
     def _attempt(self, source: str, worker: Worker, task: Task, submission: str, cpu_seconds: int) -> TaskResult:
         result = TaskResult(task.id, task.points)
-        request = {"source": source, "task": task.id, "names": names_of(self.chapter), "own": self.holes(task)}
-        request["places"] = [(other.id, other.module, other.name) for other in self.chapter.tasks]
         try:
-            program = worker.program(self.library(task), request, cpu_seconds, self.limits)
+            program = self.program(source, worker, task, cpu_seconds)
         except (RaisedThere, Ended) as error:
             note_failure(result, task, "the file cannot be loaded", error)
             return result
         try:
-            impl = Impl(World(tuple(names_of(self.chapter)), program.send))
-            run_checks(self.checks[task.id], impl, self.seeds_of(task, submission), task, result)
+            run_checks(self.checks[task.id], self.impl(program), self.seeds_of(task, submission), task, result)
         finally:
             program.close()
         result.seconds = round(program.seconds, 3)
         result.output = "" if self.secret else program.output
         result.score = task.points if result.status == "passed" else 0
         return result
+
+    def program(self, source: str, worker: Worker, task: Task, cpu_seconds: int | None = None) -> Program:
+        """The learner's file, loaded for one task.
+
+        Args:
+            source: its text.
+            worker: where it runs.
+            task: its function is the learner's; those it builds on are the library's.
+            cpu_seconds: time for loading and all tests; None takes the least that `limits` allow.
+
+        Raises:
+            RaisedThere: what the file raised while it was loaded.
+            Ended: if it ended or hung.
+        """
+        request = {"source": source, "task": task.id, "names": names_of(self.chapter), "own": self.holes(task)}
+        request["places"] = [(other.id, other.module, other.name) for other in self.chapter.tasks]
+        seconds = self.limits.allowed_seconds(0.0) if cpu_seconds is None else cpu_seconds
+        return worker.program(self.library(task), request, seconds, self.limits)
+
+    def impl(self, program: Program) -> Impl:
+        """What the tests hold in their hand."""
+        return Impl(World(tuple(names_of(self.chapter)), program.send))
 
     def seeds_of(self, task: Task, submission: str) -> list[int]:
         """The visible seeds, then the hidden ones."""
@@ -234,12 +258,16 @@ class Grader:
 
     def holes(self, task: Task) -> list[str]:
         """The other tasks whose answers the tested function does not need, and therefore does not get."""
+        if task.id in self._holes:
+            return self._holes[task.id]
         needed = uses(self.chapter, task)
         for check in self.checks[task.id]:
             needed |= set(check.grading.needs)
             for other in check.grading.needs:
                 needed |= uses(self.chapter, self.chapter.task(other))
-        return [other.id for other in self.chapter.tasks if other.id != task.id and other.id not in needed]
+        others = [other.id for other in self.chapter.tasks if other.id != task.id and other.id not in needed]
+        self._holes[task.id] = others
+        return others
 
     def library(self, task: Task) -> Path:
         """A folder with the library modules that the task needs, the task itself and the `holes` cut out."""

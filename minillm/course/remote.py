@@ -23,6 +23,7 @@ from minillm.errors import CourseError
 
 START_SECONDS = 120.0  # importing torch on a busy machine
 STOP_SECONDS = 20.0
+QUIET = {"PYTHONDONTWRITEBYTECODE": "1", "CUDA_VISIBLE_DEVICES": ""}
 OUTPUT_CHARACTERS = 2000
 HIDDEN = ("minillm", "chapters", "tests", "notebooks", "homework", ".git")
 
@@ -94,7 +95,7 @@ class Worker:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=complaints,
-            env={"PATH": os.defpath, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+            env={"PATH": os.defpath, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", **QUIET},
             start_new_session=True,
         )
         theirs.close()
@@ -104,7 +105,7 @@ class Worker:
             self.close()
             complaints.seek(0)
             said = complaints.read().decode("utf-8", "replace").strip()[-500:] or "nothing"
-            raise CourseError(f"the grading worker did not start; does `python -c 'import torch'` work? It said: {said}")
+            raise CourseError(f"the grading worker did not start; does `python -c 'import torch'` work? It said {said}")
         complaints.close()
         self.protection = tuple(str(word) for word in hello.get("protection", ()))
 
@@ -200,8 +201,13 @@ class Program:
     def __init__(self, worker: Worker, channel: socket.socket, output: Any, cpu_seconds: int, wall_factor: float):
         self._worker, self._channel, self._output = worker, channel, output
         self._cpu_seconds, self._remaining = cpu_seconds, cpu_seconds * wall_factor
-        self.output = ""
+        self.output = ""  # the beginning of what it printed, once it is closed
         self.seconds = 0.0  # spent waiting for answers
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more requests can be answered."""
+        return self._channel is None
 
     def send(self, request: bytes) -> bytes:
         """One request, one answer.

@@ -10,6 +10,7 @@ limits, the closed descriptors and the deadline remain: they stop accidents, not
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import random
@@ -31,6 +32,11 @@ MOUNT_OPTIONS = {
 PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 24, 36, 38
 CAPSET_NUMBERS = {"x86_64": 126, "aarch64": 91}
 DEVICES = ("null", "zero", "random", "urandom")
+# What torch imports at the first backward pass and the first optimizer: here once, not in every child.
+SLOW_IMPORTS = (
+    *("torch.fx.experimental.symbolic_shapes", "torch._dynamo", "torch.utils.checkpoint"),
+    *("regex", "safetensors.torch"),
+)
 PATIENCE_SECONDS = 1.0
 CHANNEL = 3  # the child's one open descriptor beside stdin, stdout and stderr
 
@@ -43,10 +49,11 @@ def main() -> None:
     os.chdir(work)
     os.environ["TMPDIR"] = work
     sys.path.append(site_packages)
-    import numpy
     import torch
 
-    numpy.linalg.inv(numpy.eye(2))
+    for name in SLOW_IMPORTS:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     torch.set_num_threads(1)  # threads do not survive a fork
     reply(control, {"protection": protection})
     serve(control, work, alone="pid" in protection)
