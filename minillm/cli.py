@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "a run's loss, perplexity and bits per byte beside simpler models",
     "plot": "draw the loss curves of one or several runs",
     "demo": "from raw text to two trained models, with tables and pictures, in about four minutes",
+    "course": "exercises: begin a chapter, test your code, see your points; grade and hand out, for instructors",
     "doctor": "versions, cores, memory, device, free disk, and what is missing",
 }
 
@@ -42,6 +43,8 @@ def main(argv: list[str]) -> int:
         return 2
     verb = importlib.import_module(f"minillm.verbs.{name}")
     try:
+        if hasattr(verb, "ACTIONS"):
+            return verb.run(words)
         fill_in = getattr(verb, "fill_in", None)
         return verb.run(parse_config(verb.Settings, words, f"minillm {name}", fill_in)) or 0
     except MinillmError as error:

@@ -1,11 +1,14 @@
 """The command line: cheap to start, clear when it is misused."""
 
+import dataclasses
+import importlib
 import subprocess
 import sys
 
 import pytest
 
 from minillm.cli import VERBS, main
+from minillm.verbs.course import ACTIONS
 
 
 def loaded_by(code: str) -> set[str]:
@@ -22,7 +25,13 @@ def test_importing_minillm_imports_nothing_heavy():
     assert not loaded_by("import minillm") & (HEAVY | {"numpy", "regex"})
 
 
-@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=lambda words: words[0])
+PLAIN_VERBS = [verb for verb in VERBS if verb != "course"]
+COMMANDS = [[verb] for verb in PLAIN_VERBS] + [["course", action] for action in ACTIONS]
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["course"], *([*words, "--help"] for words in COMMANDS)], ids=lambda words: "-".join(words)
+)
 def test_help_answers_without_torch(words):
     code = f"import minillm.cli\ntry: minillm.cli.main({words!r})\nexcept SystemExit: pass"
     assert not loaded_by(code) & HEAVY
@@ -40,17 +49,23 @@ def test_unknown_verb_is_named_with_the_known_ones(capsys):
     assert "trian" in shown and "train" in shown
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_unknown_flag_is_named_with_the_known_ones(verb, capsys):
-    assert main([verb, "--no-such-flag", "1"]) == 2
+@pytest.mark.parametrize("words", COMMANDS, ids="-".join)
+def test_unknown_flag_is_named_with_the_known_ones(words, capsys):
+    assert main([*words, "--no-such-flag", "1"]) == 2
     shown = capsys.readouterr().err
     assert "--no-such-flag" in shown and "--config" in shown
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_setting_is_explained(verb):
-    import dataclasses
-    import importlib
+@pytest.mark.parametrize("words", COMMANDS, ids="-".join)
+def test_every_setting_is_explained(words):
+    verb = importlib.import_module(f"minillm.verbs.{words[0]}")
+    for field in dataclasses.fields(verb.Settings if len(words) == 1 else ACTIONS[words[1]].settings):
+        assert len(field.metadata["help"]) > 10, f"minillm {' '.join(words)} --{field.name} has no help"
 
-    for field in dataclasses.fields(importlib.import_module(f"minillm.verbs.{verb}").Settings):
-        assert len(field.metadata["help"]) > 10, f"minillm {verb} --{field.name} has no help"
+
+def test_course_names_its_actions(capsys):
+    assert main(["course"]) == 0
+    shown = capsys.readouterr().out
+    assert all(action in shown for action in ACTIONS)
+    assert main(["course", "strat"]) == 2
+    assert "start" in capsys.readouterr().err
