@@ -259,7 +259,7 @@ def previous_vectors(vectors: Tensor, before: Tensor | None = None) -> Tensor:
         >>> previous_vectors(torch.tensor([[[1.0], [2.0], [3.0]]])).flatten().tolist()
         [0.0, 1.0, 2.0]
     """
-    first = torch.zeros_like(vectors[:, :1]) if before is None else before  # (B, 1, C)
+    first = torch.zeros_like(vectors[:, :1]) if before is None else before  # (B, N, C), N is 1, or 0 if T is
     return torch.cat((first, vectors[:, :-1]), dim=1)
 
 

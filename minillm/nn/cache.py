@@ -42,7 +42,7 @@ class KVCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.max_seq_len = max_seq_len
         self.length = 0
-        self.last_vector: Tensor | None = None  # (B, 1, C) of the last token, for models that mix it into the next
+        self.last_vector: Tensor | None = None  # the last token's (B, 1, C), for models that mix it into the next
 
     @property
     def n_bytes(self) -> int:
