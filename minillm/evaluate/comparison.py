@@ -88,19 +88,22 @@ def count_and_score(
     return Row(name, bits_per_byte(nats, n_bytes), n_entries, time.perf_counter() - start)
 
 
-def markdown_table(rows: Sequence[Row], floor: tuple[str, float] | None = None) -> str:
+def markdown_table(rows: Sequence[Row], floor: tuple[str, float] | None = None, seconds: bool = True) -> str:
     """The rows as a Markdown table, in the order given; with a floor, each row's distance to it.
 
     Args:
         rows: of one text.
         floor: (name, bits per byte) of what no model can beat, if known; it becomes the last row.
+        seconds: False leaves out the times, which differ from run to run.
     """
-    head = ["model", "bits per byte", *(["above the floor"] if floor else []), "entries", "seconds"]
+    head = ["model", "bits per byte", *(["above the floor"] if floor else []), "entries", *(["seconds"] if seconds else [])]
     lines = [f"| {' | '.join(head)} |", f"| --- |{' --: |' * (len(head) - 1)}"]
     for row in rows:
         above = [f"{row.bits_per_byte / floor[1] - 1:+.1%}"] if floor else []
         entries = "" if row.n_entries is None else f"{row.n_entries:,}"
-        lines.append(f"| {' | '.join([row.name, f'{row.bits_per_byte:.3f}', *above, entries, f'{row.seconds:.1f}'])} |")
+        cells = [row.name, f"{row.bits_per_byte:.3f}", *above, entries, *([f"{row.seconds:.1f}"] if seconds else [])]
+        lines.append(f"| {' | '.join(cells)} |")
     if floor:
-        lines.append(f"| {' | '.join([f'**{floor[0]}**', f'**{floor[1]:.3f}**', '', '', ''])} |")
+        cells = [f"**{floor[0]}**", f"**{floor[1]:.3f}**", *[""] * (len(head) - 2)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minillm.data.tinyworld import Story
+from minillm.data.tinyworld import Recall, Story
 from minillm.errors import DataError
 from minillm.evaluate.likelihood import bits_per_byte
 from minillm.tokenizers.tokenizer import END_OF_TEXT, TableTokenizer
@@ -19,6 +19,7 @@ from minillm.train.loss import token_cross_entropy
 
 RECALL_KINDS = ("name", "object", "place", "colour", "count")  # "agreement" follows from grammar and counts as the rest
 FAR_WORDS = 60
+TOKEN_KINDS = (*RECALL_KINDS, "agreement", "chosen", "fixed")
 
 
 @dataclass
@@ -34,6 +35,9 @@ class WorldScore:
         rest_floor_nats: what is unavoidable there.
         n_words: recalled words by (kind, whether the fact was stated more than 60 words before).
         n_right: how many of them were the model's first choice, every token of the word, given the true text before it.
+        n_tokens: tokens by kind: "fixed" if a perfect reader is sure of it and need not recall anything, "chosen" if
+            the story decides something there (the floor is above 0), else the kind of the recalled word it belongs to.
+        excess: loss above the floor in nats, by the same kinds.
     """
 
     n_stories: int = 0
@@ -44,6 +48,8 @@ class WorldScore:
     rest_floor_nats: float = 0.0
     n_words: Counter = field(default_factory=Counter)
     n_right: Counter = field(default_factory=Counter)
+    n_tokens: Counter = field(default_factory=Counter)
+    excess: Counter = field(default_factory=Counter)
 
     def accuracy(self, kinds: Sequence[str] = RECALL_KINDS, far_only: bool = False) -> float:
         """Share of recalled words of these kinds that the model got right; NaN if there are none."""
@@ -133,6 +139,10 @@ def _add_story(score: WorldScore, rendering, token_bytes: list[int], losses: np.
     score.recall_floor_nats += float(floors[is_recall].sum())
     score.rest_nats += float(losses[~is_recall].sum())
     score.rest_floor_nats += float(floors[~is_recall].sum())
+    for recall, loss, floor in zip([*recalls, None], losses, floors, strict=True):
+        kind = kind_of(recall, floor)
+        score.n_tokens[kind] += 1
+        score.excess[kind] += float(loss - floor)
     all_right: dict = {}
     for recall, token_right in zip(recalls, right, strict=False):
         if recall is not None:
@@ -141,3 +151,19 @@ def _add_story(score: WorldScore, rendering, token_bytes: list[int], losses: np.
         key = (recall.kind, recall.distance > FAR_WORDS)
         score.n_words[key] += 1
         score.n_right[key] += word_right
+
+
+def kind_of(recall: Recall | None, floor: float) -> str:
+    """The kind of a token, one of `TOKEN_KINDS`: that of the recalled word it is part of, else "chosen" or "fixed".
+
+    Args:
+        recall: the word, or None.
+        floor: what a perfect reader pays for the token in nats.
+
+    Example:
+        >>> kind_of(None, 0.0), kind_of(None, 0.69)
+        ('fixed', 'chosen')
+    """
+    if recall is not None:
+        return recall.kind
+    return "chosen" if floor > 0.0 else "fixed"

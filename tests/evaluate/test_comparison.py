@@ -95,3 +95,12 @@ def test_markdown_table_with_a_floor():
         "| zlib | 2.500 | +25.0% |  | 1.3 |\n"
         "| **true entropy** | **2.000** |  |  |  |"
     )
+
+
+def test_markdown_table_without_times():
+    assert markdown_table(ROWS[1:], ("true entropy", 2.0), seconds=False) == (
+        "| model | bits per byte | above the floor | entries |\n"
+        "| --- | --: | --: | --: |\n"
+        "| zlib | 2.500 | +25.0% |  |\n"
+        "| **true entropy** | **2.000** |  |  |"
+    )

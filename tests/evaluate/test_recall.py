@@ -8,7 +8,7 @@ import torch
 
 from minillm.data.tinyworld import World, world_config
 from minillm.errors import DataError
-from minillm.evaluate.recall import RECALL_KINDS, score_world
+from minillm.evaluate.recall import RECALL_KINDS, TOKEN_KINDS, score_world
 from minillm.tokenizers.bpe import BPETokenizer
 from minillm.tokenizers.bytes import ByteTokenizer
 from minillm.tokenizers.tokenizer import END_OF_TEXT
@@ -71,6 +71,25 @@ def test_a_perfect_reader_is_at_the_floor(tokenizer, language, batch_size):
     if tokenizer is not WORDS:  # a token of several words may hold a free choice besides the recalled word
         assert score.recall_floor_nats == 0.0
         assert score.accuracy() == 1.0 and score.accuracy(far_only=True) == 1.0
+
+
+def test_excess_by_kind_of_token():
+    def confused(recall, n_before, n_behind):
+        return recall.kind == "place"                              # 1 nat for each token of a recalled place
+
+    tokenizer = ByteTokenizer()
+    score = score_world(Oracle(tokenizer, confused=confused), tokenizer, STORIES)
+    renderings = [story.english for story in STORIES]
+    bytes_of = {
+        kind: sum(r.stop - r.start for each in renderings for r in each.recalls if r.kind == kind)
+        for kind in (*RECALL_KINDS, "agreement")
+    }
+    assert {kind: score.n_tokens[kind] for kind in bytes_of} == bytes_of and set(score.n_tokens) <= set(TOKEN_KINDS)
+    assert sum(score.n_tokens.values()) == score.n_bytes + len(STORIES), "every byte, and the end of each story"
+    n_chosen = sum(piece.log_probability < 0.0 for each in renderings for piece in each.pieces)
+    assert score.n_tokens["chosen"] == n_chosen, "a choice is paid by one byte"
+    assert score.excess["place"] == pytest.approx(bytes_of["place"], rel=1e-5)
+    assert all(abs(nats) < 1e-3 for kind, nats in score.excess.items() if kind != "place")
 
 
 def test_words_are_counted_by_kind_and_distance():
