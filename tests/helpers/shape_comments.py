@@ -1,8 +1,12 @@
 """Hold every shape comment of the library to the truth while the tests run.
 
 A comment such as `# (B, H, T, S)` at the end of a statement speaks about the value that the statement makes:
-`name = ...` (also over several lines), `a, b = ...` (every tensor of the tuple), `name += ...` and `return ...`.
-Dimensions of one call must agree with each other. Not to be used together with a debugger or coverage.
+`name = ...` (also over several lines), `self.name = ...`, `a, (b, c) = ...` (every tensor of the tuple), `name += ...`,
+`for name in ...:` and `return ...`. Dimensions of one call must agree with each other.
+Not to be used together with a debugger or coverage.
+
+`python tests/helpers/shape_comments.py tests/nn tests/models` runs these tests with the tracer on; it fails if
+a comment is false, if one stands where nothing can hold it to the truth, or if no test reached it.
 """
 
 import ast
@@ -14,8 +18,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-COMMENT = re.compile(r"#\s*\((?P<dims>(?:\.\.\.|[\w*/+\- ])(?:[\w*/+\- .]|,)*)\)")
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMENT = re.compile(r"#\s*\((?P<dims>(?:\.\.\.|[\w*/+\- ])(?:[\w*/+\- .]|,)*)\)(?!\s*->)")  # not the key of a mapping
 RETURNED = "return"
+MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -29,30 +37,56 @@ class ShapeComment:
 
 @cache
 def comments_of(filename: str) -> dict[int, ShapeComment]:
-    """Every line of a commented statement -> its comment; the comment stands on the statement's last line."""
+    """Every line of a commented statement -> its comment; the comment stands on the statement's last line.
+
+    Of a loop only the line `for ... in ...:` belongs to it.
+    """
     source = Path(filename).read_text(encoding="utf-8")
     lines, found = source.splitlines(), {}
     for node in ast.walk(ast.parse(source)):
-        names = names_made_by(node)
-        match = COMMENT.search(lines[node.end_lineno - 1], node.end_col_offset) if names else None
+        names, end = names_made_by(node), node.iter if isinstance(node, ast.For) else node
+        match = COMMENT.search(lines[end.end_lineno - 1], end.end_col_offset) if names else None
         if match:
             dims = tuple(dim.strip() for dim in match["dims"].split(",") if dim.strip())
-            comment = ShapeComment(names, dims, node.end_lineno)
-            found |= {line: comment for line in range(node.lineno, node.end_lineno + 1)}
+            comment = ShapeComment(names, dims, end.end_lineno)
+            found |= {line: comment for line in range(node.lineno, end.end_lineno + 1)}
     return found
 
 
 def names_made_by(node: ast.AST) -> tuple[str, ...]:
-    """The plain variables that a statement assigns, RETURNED for a return, nothing for anything else."""
+    """The variables (`x`, `self.x`) that a statement assigns, RETURNED for a return, nothing for anything else."""
     if isinstance(node, ast.Return):
         return (RETURNED,) if node.value is not None else ()
     if isinstance(node, ast.Assign):
-        targets = node.targets[0].elts if isinstance(node.targets[0], ast.Tuple) else node.targets[:1]
-    elif isinstance(node, ast.AugAssign | ast.AnnAssign):
-        targets = [node.target]
-    else:
-        return ()
-    return tuple(target.id for target in targets if isinstance(target, ast.Name))
+        return tuple(name for target in node.targets[:1] for name in names_in(target))
+    if isinstance(node, ast.AugAssign | ast.For) or (isinstance(node, ast.AnnAssign) and node.value is not None):
+        return tuple(names_in(node.target))
+    return ()
+
+
+def names_in(target: ast.expr) -> Iterator[str]:
+    """The plain and dotted names of a target, tuples unpacked."""
+    if isinstance(target, ast.Tuple | ast.List):
+        for part in target.elts:
+            yield from names_in(part)
+    elif isinstance(target, ast.Name | ast.Attribute):
+        yield ast.unparse(target)
+
+
+def unheld_comments(filename: str) -> list[int]:
+    """Lines whose shape comment nothing can make true or false: inside a statement, or where nothing is made."""
+    held = {comment.line for comment in comments_of(filename).values()}
+    lines = Path(filename).read_text(encoding="utf-8").splitlines()
+    return [number for number, line in enumerate(lines, start=1) if COMMENT.search(line) and number not in held]
+
+
+def value_of(name: str, variables: dict) -> object:
+    """The value of `x` or `self.x.y` among the variables of a frame; MISSING if it has none."""
+    first, *rest = name.split(".")
+    value = variables.get(first, MISSING)
+    for attribute in rest:
+        value = getattr(value, attribute, MISSING)
+    return value
 
 
 @contextmanager
@@ -86,7 +120,7 @@ def checked_shape_comments(root: Path, seen: set[tuple[str, int]] | None = None)
                     if event == "return":
                         verify(pending, value if isinstance(value, tuple) else (value,))
                 elif event in ("line", "return"):
-                    verify(pending, (frame.f_locals.get(name) for name in pending.names))
+                    verify(pending, (value_of(name, frame.f_locals) for name in pending.names))
             pending = None if event == "exception" else current
             return trace_line
 
@@ -115,3 +149,37 @@ def check_shape_comment(where: str, shape: tuple[int, ...], dims: tuple[str, ...
     for dim, size in zip(dims, shape, strict=True):
         expected = int(dim) if dim.isdigit() else sizes.setdefault(dim, size) if dim.isidentifier() else size
         assert size == expected, f"{message}, but {dim}={expected}"
+
+
+class Tracing:
+    """A pytest plugin: every test runs with the tracer on; the session fails for comments that are false or idle."""
+
+    def __init__(self, root: Path):
+        self.root, self.seen = root, set()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item):
+        with checked_shape_comments(self.root, self.seen):
+            return (yield)
+
+    def faults(self) -> list[str]:
+        """Comments that nothing holds to the truth, and those that no test reached."""
+        files = sorted(self.root.rglob("*.py"))
+        unheld = [
+            f"{path}:{line}: no statement here makes a tensor" for path in files for line in unheld_comments(str(path))
+        ]
+        written = {(str(path), comment.line) for path in files for comment in comments_of(str(path)).values()}
+        return unheld + [f"{path}:{line}: no test reached this" for path, line in sorted(written - self.seen)]
+
+
+def main(arguments: list[str], root: Path = ROOT / "minillm") -> int:
+    """Run pytest with the tracer on; its exit code, or 1 if all tests passed and a comment is at fault."""
+    tracing = Tracing(root)
+    code = int(pytest.main(["-q", "-p", "no:cacheprovider", *arguments], plugins=[tracing]))
+    faults = tracing.faults()
+    print(f"{len(tracing.seen)} shape comments were held to the truth", *faults, sep="\n")
+    return code or int(bool(faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
