@@ -96,7 +96,8 @@ def markdown_table(rows: Sequence[Row], floor: tuple[str, float] | None = None, 
         floor: (name, bits per byte) of what no model can beat, if known; it becomes the last row.
         seconds: False leaves out the times, which differ from run to run.
     """
-    head = ["model", "bits per byte", *(["above the floor"] if floor else []), "entries", *(["seconds"] if seconds else [])]
+    distance, times = ["above the floor"] if floor else [], ["seconds"] if seconds else []
+    head = ["model", "bits per byte", *distance, "entries", *times]
     lines = [f"| {' | '.join(head)} |", f"| --- |{' --: |' * (len(head) - 1)}"]
     for row in rows:
         above = [f"{row.bits_per_byte / floor[1] - 1:+.1%}"] if floor else []
