@@ -43,6 +43,7 @@ from minillm.errors import ConfigError, MinillmError
 
 POISON = 'raise RuntimeError("poison")'
 N_PROCESSES = 2
+SHOW_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Depth:
         seeds: random seeds for the reference.
         wrong_seeds: random seeds with each of which a wrong answer must fail.
         mutants: at most this many for each task; 0 for all.
-        neighbours: how many other tasks see a poisoned file; 0 for all.
+        neighbours: how many other tasks see a poisoned file and a wrong answer; 0 for all.
         preset: at which the chapter's cells run.
     """
 
@@ -110,7 +111,7 @@ class Bench:
     @cached_property
     def grader(self) -> Grader:
         """Grades with seed 0, the one that learners see."""
-        return Grader(self.chapter, root=self.chapter.root)
+        return prepared_grader(self.chapter, [0])
 
     @cached_property
     def trials(self) -> Trials:
@@ -129,6 +130,13 @@ class Bench:
     def wrong_answers(self) -> list[WrongAnswer]:
         """The chapter's `wrong.py`."""
         return read_wrong_answers(self.chapter)
+
+    def neighbours(self, task: Task) -> list[Task]:
+        """The tasks after this one, in a circle: as many as the depth says."""
+        tasks = self.chapter.tasks
+        place = tasks.index(task)
+        following = [*tasks[place + 1 :], *tasks[:place]]
+        return following[: self.depth.neighbours or None]
 
     def judged(self, trials: Sequence[Trial]) -> Iterator[Verdict]:
         """Verdicts, with a word on how far they are."""
@@ -162,11 +170,19 @@ class Bench:
             self.grader.__exit__()
 
 
+def prepared_grader(chapter: CourseChapter, seeds: Sequence[int]) -> Grader:
+    """A grader that has its libraries: Python 3.11 cannot parse in two threads at a time."""
+    grader = Grader(chapter, seeds, root=chapter.root)
+    for task in chapter.tasks:
+        grader.library(task)
+    return grader
+
+
 def reference_gets_everything(bench: Bench) -> Outcome:
     """G1: all points, with every seed, from the real grader."""
     seeds = list(range(bench.depth.seeds))
     shares = [seeds[start :: len(bench.workers)] for start in range(len(bench.workers))]
-    graders = [Grader(bench.chapter, share, root=bench.chapter.root) for share in shares if share]
+    graders = [prepared_grader(bench.chapter, share) for share in shares if share]
     reports = bench.graded([(bench.reference, grader, None) for grader in graders])
     failures = [
         f"task {task.id}, one of the seeds {report.seeds}: {task.message}"
@@ -204,6 +220,7 @@ def wrong_answers_fail(bench: Bench) -> Outcome:
         (answer, Trial(answer.reason, answer.submission(bench.reference), task.id, seed))
         for answer in answers
         for task in bench.chapter.tasks
+        if task.id in answer.fails or task in bench.neighbours(answer.task)
         for seed in range(bench.depth.wrong_seeds if task.id in answer.fails else 1)
     ]
     verdicts = bench.judged([trial for _, trial in planned])
@@ -218,23 +235,18 @@ def wrong_answers_fail(bench: Bench) -> Outcome:
 
 def poison_is_tasted(bench: Bench) -> Outcome:
     """G4: the reference with an error planted into one function fails that task by this error, and no other task."""
-    tasks = bench.chapter.tasks
-    n_others = bench.depth.neighbours or len(tasks) - 1
-    jobs, poisoned = [], []
-    for place, task in enumerate(tasks):
-        others = [tasks[(place + step) % len(tasks)] for step in range(1, n_others + 1) if step < len(tasks)]
+    jobs, failures = [], []
+    for task in bench.chapter.tasks:
         text = with_bodies(bench.reference, {task.name: POISON})
-        jobs.append((text, bench.grader, [task.id, *(other.id for other in others)]))
-        poisoned.append(task)
-    failures = []
-    for task, report in zip(poisoned, bench.graded(jobs), strict=True):
+        jobs.append((text, bench.grader, [task.id, *(other.id for other in bench.neighbours(task))]))
+    for task, report in zip(bench.chapter.tasks, bench.graded(jobs), strict=True):
         first, *others = report.tasks
         if first.score or not any("poison" in text for text in first.failures):
             failures.append(f"{task.name}, poisoned, does not fail task {task.id} by its poison: {first.status}, "
                             f"{first.message or 'all points'}")
         failures += [f"poison in {task.name} (task {task.id}) also fails task {other.id}: {other.message}"
                      for other in others if not other.score]
-    return Outcome(f"{len(jobs)} poisoned files, each given to {n_others + 1} tasks", tuple(failures))
+    return Outcome(f"{len(jobs)} poisoned files, each given to {len(jobs[0][2])} tasks", tuple(failures))
 
 
 def mutants_die(bench: Bench) -> Outcome:
@@ -382,16 +394,24 @@ def run_gates(chapters: Sequence[CourseChapter], depth: Depth) -> Iterator[Row]:
     try:
         with tqdm(total=len(chapters) * len(GATES), unit="gate", dynamic_ncols=True) as bar:
             for chapter in chapters:
-                bench = Bench(chapter, depth, workers, bar.set_postfix_str)
+                bench = Bench(chapter, depth, workers, lambda text: now_and_then(bar, text))
                 for name, gate in GATES.items():
                     bar.set_description(f"{chapter.number} {name}")
                     yield Row(chapter.number, name, run_gate(gate, bench))
-                    bar.set_postfix_str("")
+                    bar.set_postfix_str("", refresh=False)
                     bar.update()
                 bench.close()
     finally:
         for worker in workers:
             worker.close()
+
+
+def now_and_then(bar: tqdm, text: str) -> None:
+    """Show a word behind the bar, unless it was drawn a moment ago."""
+    bar.set_postfix_str(text, refresh=False)
+    if time.time() - bar.last_print_t > SHOW_SECONDS:
+        bar.refresh()
+        bar.last_print_t = time.time()
 
 
 def chosen_chapters(chapters: str | Sequence[str], full: bool, root: Path) -> list[CourseChapter]:
