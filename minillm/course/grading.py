@@ -222,7 +222,7 @@ class Grader:
         finally:
             program.close()
         result.seconds = round(program.seconds, 3)
-        result.output = "" if self.secret else program.output
+        result.output = "" if self.secret else plain_text(program.output)
         result.score = task.points if result.status == "passed" else 0
         return result
 
@@ -318,10 +318,12 @@ def grade(
         limits: what the program may use.
         root: the clone.
     """
-    source = read_submission(submission) if isinstance(submission, Path) else submission
-    name = name or (submission.name if isinstance(submission, Path) else "submission")
+    if isinstance(submission, Path) and not submission.is_file():
+        raise DataError(f"there is no file {submission} to grade")
     with Grader(chapter, seeds, secret, limits, root) as grader, Worker() as worker:
-        return grader.grade(source, worker, name, tasks, out)
+        if isinstance(submission, Path):
+            return grade_readable(grader, submission, worker, name or submission.name, tasks, out)
+        return grader.grade(submission, worker, name or "submission", tasks, out)
 
 
 def grade_class(
@@ -366,7 +368,7 @@ def grade_class(
         worker = workers.get()
         try:
             out = None if reports is None else reports / f"{name}.json"
-            report = grade_readable(grader, found[name], worker, name, out)
+            report = grade_readable(grader, found[name], worker, name, out=out)
         finally:
             workers.put(worker)
         with lock:
@@ -386,10 +388,17 @@ def grade_class(
     return [done[name] for name in sorted(done)]
 
 
-def grade_readable(grader: Grader, path: Path, worker: Worker, name: str, out: Path | None) -> Report:
+def grade_readable(
+    grader: Grader,
+    path: Path,
+    worker: Worker,
+    name: str,
+    tasks: Iterable[str] | None = None,
+    out: Path | None = None,
+) -> Report:
     """Grade a file; one that cannot be read gets 0 points and a report that says why."""
     try:
-        return grader.grade(read_submission(path), worker, name, out=out)
+        source = read_submission(path)
     except DataError as error:
         n_hidden = N_HIDDEN_SEEDS if grader.secret else 0
         about = (grader.chapter.number, grader.chapter.title, name, grader.seeds, n_hidden, grader.commit)
@@ -401,6 +410,7 @@ def grade_readable(grader: Grader, path: Path, worker: Worker, name: str, out: P
         if out is not None:
             report.write(out)
         return report
+    return grader.grade(source, worker, name, tasks, out)
 
 
 def submissions_in(folder: Path) -> dict[str, Path]:
@@ -486,12 +496,22 @@ def note_failure(result: TaskResult, task: Task, where: str, error: Exception) -
             message = f"{error}; the function of {error.message} is not available when task {task.id} is tested"
     elif not isinstance(error, AssertionError):
         message = f"the test cannot use the answer ({type(error).__name__}: {message[:200]})"
+    message = plain_text(message)
     text = f"{where} {message}" if status == "not_implemented" else f"{where}: {message}"
     if not result.failures:
         result.status, result.message, result.line = status, text, line
     elif isinstance(error, Ended):
         result.status = status
     result.failures.append(text)
+
+
+def plain_text(text: str) -> str:
+    """Text from a learner's program, without what a terminal or a CI log would take for a command."""
+    lines = []
+    for line in text.splitlines():
+        line = "".join(c if c.isprintable() or c == "\t" else "?" for c in line).replace("##[", "## [")
+        lines.append(line.replace("::", ": :", 1) if line.lstrip().startswith("::") else line)
+    return "\n".join(lines)
 
 
 def read_checks(chapter: CourseChapter, path: Path) -> dict[str, list[Check]]:
