@@ -188,9 +188,10 @@ def stream_text(parts: Iterable[bytes]) -> Iterator[str]:
         parts: byte strings, cut anywhere, also empty; there may be no end of them.
 
     Yields:
-        For each part, before the next one is asked for, the text that has become certain with it; none if there is
-        none. Bytes that cannot be part of a character come out as U+FFFD, and so does what is incomplete at the end:
-        joined, the text is `b"".join(parts).decode("utf-8", "replace")`.
+        For each part, before the next one is asked for, the text that has become certain with it; nothing if none has.
+        Bytes that cannot be part of a character come out as U+FFFD, and so does what is incomplete at the end: joined,
+        the text is `b"".join(parts).decode("utf-8", "replace")`. (Half of a surrogate pair, never allowed in UTF-8, may
+        come out one part late.)
 
     Example:
         >>> list(stream_text([b"a", b"\\xe4\\xb8", b"\\xadb", b"\\xe4"]))
