@@ -12,13 +12,18 @@ OF_A_CHAPTER = re.compile(r"(?:chapters/|notebooks/|tests/graders/test_)(\d\d)_"
 OF_ALL = re.compile(r"minillm/course/|tests/graders/conftest\.py|tests/course/attacks/|pyproject\.toml|constraints\.")
 
 
-def changed_files(root: Path) -> list[str] | None:
-    """Paths that differ between the commit before the last one and the working tree, new files included.
+def changed_files(root: Path, since: str = "") -> list[str] | None:
+    """Paths that differ between a commit and the working tree, new files included.
+
+    Args:
+        root: the clone.
+        since: a commit or branch; empty is the commit before the last one.
 
     Returns:
-        paths relative to `root`; None where git cannot tell: no git, no repository, or only one commit is there.
+        paths relative to `root`; None where git cannot tell: no git, no repository, no such commit.
     """
-    listings = (["diff", "--name-only", "--relative", "HEAD~1"], ["ls-files", "--others", "--exclude-standard"])
+    commit = since or "HEAD~1"
+    listings = (["diff", "--name-only", "--relative", commit, "--"], ["ls-files", "--others", "--exclude-standard"])
     found: list[str] = []
     for words in listings:
         try:

@@ -360,13 +360,14 @@ def run_gate(gate: Callable[[Bench], Outcome], bench: Bench) -> Outcome:
     return replace(outcome, seconds=time.perf_counter() - begin)
 
 
-def check(chapters: str | Sequence[str] = (), full: bool = False, root: Path = ROOT) -> int:
+def check(chapters: Sequence[str] = (), full: bool = False, since: str = "", root: Path = ROOT) -> int:
     """Put chapters through the gates and print a table.
 
     Args:
-        chapters: numbers, also as one string ("02,08"); none means those that a change since the last commit but one
-            could break, or all with `full`.
+        chapters: numbers, also several in one string ("02,08"); none means those that a change could break, or all
+            with `full`.
         full: all mutants, 20 seeds, notebooks at the default preset; minutes for each chapter.
+        since: the commit against which something counts as changed; empty is the last but one.
         root: the clone.
 
     Returns:
@@ -375,7 +376,9 @@ def check(chapters: str | Sequence[str] = (), full: bool = False, root: Path = R
     Raises:
         ConfigError: for a chapter that is not there.
     """
-    chosen = chosen_chapters(chapters, full, root)
+    chosen = named_chapters(chapters, root)
+    if not chapters:
+        chosen = chosen if full else touched(chosen, changed_files(root, since))
     rows = list(run_gates(chosen, FULL if full else QUICK))
     print("\n".join(map(str, rows)) or "no chapter has changed")
     failed = [row for row in rows if row.outcome.failures]
@@ -414,20 +417,22 @@ def now_and_then(bar: tqdm, text: str) -> None:
         bar.last_print_t = time.time()
 
 
-def chosen_chapters(chapters: str | Sequence[str], full: bool, root: Path) -> list[CourseChapter]:
-    """The chapters named; or all; or those that changed."""
-    names = re.split(r"[,\s]+", chapters.strip()) if isinstance(chapters, str) else list(chapters)
-    if any(names):
-        return [read_chapter(name, root) for name in names if name]
-    found = all_chapters(root)
-    return found if full else touched(found, changed_files(root))
+def named_chapters(names: Sequence[str], root: Path) -> list[CourseChapter]:
+    """The chapters with these numbers; all that have an exercise if there are none.
+
+    Raises:
+        ConfigError: for a chapter that is not there.
+    """
+    numbers = [number for name in names for number in re.split(r"[,\s]+", name) if number]
+    return [read_chapter(number, root) for number in numbers] if numbers else all_chapters(root)
 
 
-def build(chapters: str | Sequence[str] = (), root: Path = ROOT) -> int:
+def build(chapters: Sequence[str] = (), notebooks: bool = True, root: Path = ROOT) -> int:
     """Write again what is generated and stale: exercise.py, README's table, notebooks, their index.
 
     Args:
-        chapters: numbers, also as one string ("02,08"); none means all, and the index.
+        chapters: numbers, also several in one string ("02,08"); none means all, and the index.
+        notebooks: whether to run notebooks that are stale, which takes minutes.
         root: the clone.
 
     Returns:
@@ -436,15 +441,15 @@ def build(chapters: str | Sequence[str] = (), root: Path = ROOT) -> int:
     Raises:
         MinillmError: if a chapter is not there or contradicts itself, or a cell fails.
     """
-    chosen = chosen_chapters(chapters, True, root)
+    chosen = named_chapters(chapters, root)
     readme = root / "README.md"
     table = with_table(readme.read_text(encoding="utf-8"), syllabus_table(read_syllabus(root)))
     texts = {chapter.folder / "exercise.py": skeleton(chapter) for chapter in chosen} | {readme: table}
     done = [f"{path.relative_to(root)} is new" for path, text in texts.items() if write_if_new(path, text)]
-    if any(chapters):
+    if notebooks and chapters:
         reasons = {chapter.folder.name: refresh(chapter.folder) for chapter in chosen}
         done += [f"notebooks/{name}.ipynb is new: {reason}" for name, reason in reasons.items() if reason]
-    else:
+    elif notebooks:
         done += refresh_notebooks(root)
     print("\n".join(done) or "everything is fresh")
     return 0

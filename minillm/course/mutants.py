@@ -3,13 +3,14 @@
 `mutants(source)` gives every fault our rules know, always in the same order. Faults that cannot be told from the
 original (the same byte code) are left out; what remains and still behaves alike must be argued in the chapter's
 `equivalent.toml`. Docstrings, annotations, decorators and the messages of errors are no behaviour and stay as they are,
-and so does `device=`, which no test on a machine with one device can see.
+and so do `device=`, which no test on a machine with one device can see, and `strict=` of `zip`, a second belt.
 
 Source: the idea is DeMillo, Lipton and Sayward 1978, "Hints on Test Data Selection"; leaving out equal byte code is
 Papadakis et al. 2015, "Trivial Compiler Equivalence".
 """
 
 import ast
+import re
 import tomllib
 import warnings
 from collections import Counter
@@ -32,6 +33,8 @@ NEUTRAL_CALLS = frozenset({"contiguous", "list", "tuple", "iter", "bool", "cast"
 SYMMETRIC_CALLS = frozenset({"transpose", "swapaxes", "max", "min", "maximum", "minimum", "gcd"})
 NEVER_REMOVED = (ast.Pass, ast.Import, ast.ImportFrom, ast.Global, ast.Nonlocal, ast.With)
 COUNTED = frozenset({"range", "arange"})
+UNSEEN_KEYWORDS = (None, "device", "strict")
+DIMENSIONS = re.compile(r"[A-Z0-9. ]+")  # "... B T D"
 FINITE = 1e4  # stands in for infinity: the mistake of a mask that is only very negative
 LONGEST = 100  # characters of source quoted in a description
 
@@ -302,7 +305,7 @@ def _places_in_field(parent: ast.AST, field: str, value: object, names: frozense
 
 def _place(parent: ast.AST, field: str, index: int | None, node: ast.AST, names: frozenset[str]) -> Iterator[Place]:
     """An expression and everything in it that may change."""
-    if isinstance(node, ast.keyword) and node.arg == "device":
+    if isinstance(node, ast.keyword) and node.arg in UNSEEN_KEYWORDS:
         return
     if isinstance(node, ast.expr | ast.Slice | ast.keyword) and not isinstance(node, ast.JoinedStr | ast.Starred):
         yield Place(parent, field, index, node, names)
@@ -313,9 +316,10 @@ def _place(parent: ast.AST, field: str, index: int | None, node: ast.AST, names:
     for inner, value in ast.iter_fields(node):
         if inner in ("ctx", "op", "ops", "format_spec", "target", "func") and not isinstance(value, ast.Attribute):
             continue
-        if inner == "args" and _only_a_label(node):
-            for number, argument in enumerate(value[1:], start=1):
-                yield from _place(node, "args", number, argument, names)
+        if inner == "args" and _checks(node):
+            for number, argument in enumerate(value):
+                if not _is_label(argument):
+                    yield from _place(node, "args", number, argument, names)
         elif isinstance(node, ast.JoinedStr):
             for part in value:
                 if isinstance(part, ast.FormattedValue):
@@ -324,12 +328,17 @@ def _place(parent: ast.AST, field: str, index: int | None, node: ast.AST, names:
             yield from _places_in_field(node, inner, value, names)
 
 
-def _only_a_label(node: ast.AST) -> bool:
-    """Whether a call's first argument is a string for messages only, as in `check_shape("query", ...)`."""
-    if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant | ast.JoinedStr):
-        return False
-    name = _called(node)
-    return name == "warn" or name.startswith(("check_", "_check"))
+def _checks(node: ast.AST) -> bool:
+    """Whether strings in a call are mostly for messages, as in `check_shape("query", query, "B T D", sizes)`."""
+    return isinstance(node, ast.Call) and (_called(node) == "warn" or _called(node).startswith(("check_", "_check")))
+
+
+def _is_label(argument: ast.expr) -> bool:
+    """Whether a string is text for people; names of dimensions are not."""
+    if isinstance(argument, ast.JoinedStr):
+        return not all(DIMENSIONS.fullmatch(str(getattr(part, "value", ""))) for part in argument.values[:1])
+    text = argument.value if isinstance(argument, ast.Constant) else None
+    return isinstance(text, str) and DIMENSIONS.fullmatch(text) is None
 
 
 def _called(call: ast.Call) -> str:
@@ -420,7 +429,7 @@ def _constants(node: ast.Constant, parent: ast.AST, local_names: frozenset[str])
     elif isinstance(value, bytes):
         yield ast.Constant(b"other " + value)
     elif value is None and not isinstance(parent, ast.Compare):
-        yield ast.Constant(0)
+        yield ast.Constant("other")
 
 
 def _attributes(node: ast.Attribute, parent: ast.AST, local_names: frozenset[str]) -> Iterator[ast.expr]:
@@ -431,15 +440,13 @@ def _attributes(node: ast.Attribute, parent: ast.AST, local_names: frozenset[str
 
 
 def _calls(node: ast.Call, parent: ast.AST, local_names: frozenset[str]) -> Iterator[ast.expr]:
-    if _only_a_label(node):
-        return
-    swappable = _called(node) not in NEUTRAL_CALLS | SYMMETRIC_CALLS
+    swappable = _called(node) not in NEUTRAL_CALLS | SYMMETRIC_CALLS and not _checks(node)
     for index in range(len(node.args) - 1 if swappable else 0):
         first, second = node.args[index : index + 2]
         if not isinstance(first, ast.Starred) and not isinstance(second, ast.Starred):
             yield ast.Call(node.func, [*node.args[:index], second, first, *node.args[index + 2 :]], node.keywords)
     for keyword in node.keywords:
-        if keyword.arg not in (None, "device"):
+        if keyword.arg not in UNSEEN_KEYWORDS:
             yield ast.Call(node.func, node.args, [each for each in node.keywords if each is not keyword])
     if _called(node) in COUNTED and node.args:
         stop = 0 if len(node.args) == 1 else 1

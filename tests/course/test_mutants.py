@@ -96,7 +96,7 @@ def f(x: Literal["a"] = None, n: "int" = 1, *, flag: bool = False) -> Annotated[
             a.annotation and ast.unparse(a.annotation) for a in new.args.args
         ]
     found = descriptions(source)
-    assert {"`None` became `0` in the signature", "`1` became `2` in the signature"} <= set(found)
+    assert {"`None` became `'other'` in the signature", "`1` became `2` in the signature"} <= set(found)
     assert "`False` became `True` in the signature" in found
     assert not [each for each in found if "'x'" in each and "became" in each and "'other x'" in each]
     assert "`'B T'` became `'other B T'` in `check_shape('x', x, 'B T')`" in found
