@@ -58,6 +58,8 @@ class Settings:
     prompt: str = setting("", "beginning of the samples; empty begins a document")
     out: Path = setting(DEFAULT_OUT, "folder of the run; runs/ alone makes runs/DATA-MODEL-SIZE")
     resume: bool = setting(False, "go on with the run in --out; settings that are not given are the run's own")
+    with_my: tuple[str, ...] = setting((), "chapters (08) whose functions in your homework replace the library's")
+    homework: Path | None = setting(None, "folder of your homework; homework/ in the clone if not given")
     dry_run: bool = setting(False, "print the settings, parameters, memory and FLOPs; train nothing, write nothing")
 
     def __post_init__(self) -> None:
@@ -75,7 +77,7 @@ class Settings:
 def run(settings: Settings) -> int:
     """Read the text, train; returns the program's exit code."""
     from minillm.train.signals import exit_code
-    from minillm.verbs.training import Texts, read_texts, train_run, what_it_costs
+    from minillm.verbs.training import Texts, learners_functions, read_texts, train_run, what_it_costs
 
     settings = replace(settings, out=out_of(settings))
     if (settings.out / "settings.json").exists() and not settings.resume and not settings.dry_run:
@@ -85,7 +87,8 @@ def run(settings: Settings) -> int:
         print(what_it_costs(settings, read_texts(settings)))
         return 0
     texts = Texts([], []) if settings.resume else read_texts(settings)  # a run keeps its texts as packed ids
-    result, folder = train_run(settings, texts)
+    with learners_functions(settings):
+        result, folder = train_run(settings, texts)
     again = " ".join(["minillm train", "--out", str(folder.path), "--resume"])
     if result.stopped_by:
         print(f"stopped by {result.stopped_by} after step {result.step}; go on with: {again}", file=sys.stderr)
@@ -115,7 +118,7 @@ def resumed(given: dict[str, Any]) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"there is no run in {out} to go on with; leave out --resume to begin one")
     saved = config_from_json(Settings, file.read_text(encoding="utf-8"), where=str(file))
-    free = {"out", "resume", "dry_run", "steps", "device", "keep_last"}
+    free = {"out", "resume", "dry_run", "steps", "device", "keep_last", "homework"}
     wrong = [
         f"{name} {getattr(settings, name)!r}, the run has {getattr(saved, name)!r}"
         for name in given
@@ -143,5 +146,5 @@ def saved_form(settings: Settings) -> str:
 
 def identity(settings: Settings) -> dict[str, object]:
     """The settings that a checkpoint must agree with."""
-    free = ("out", "resume", "dry_run", "steps", "device", "keep_last", "preset")
+    free = ("out", "resume", "dry_run", "steps", "device", "keep_last", "preset", "with_my", "homework")
     return {name: value for name, value in config_to_dict(settings).items() if name not in free}

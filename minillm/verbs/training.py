@@ -61,6 +61,27 @@ def read_texts(settings: Settings) -> Texts:
     return Texts(*split_documents(found, settings.validation_fraction, settings.seed))
 
 
+@contextmanager
+def learners_functions(settings: Settings) -> Iterator[None]:
+    """With `with_my`, the learner's passing functions stand in the library's place while the block runs; says which.
+
+    Raises:
+        CourseError: if a chapter was not begun, or none of its tasks passes.
+    """
+    if not settings.with_my:
+        yield
+        return
+    from minillm.course.with_my import my_functions
+
+    numbers = [number for word in settings.with_my for number in word.split(",") if number]
+    with my_functions(numbers, settings.homework) as mine:
+        print(f"yours: {', '.join(task.name for task in mine.passed)}")
+        if mine.failed:
+            print(f"the library's, since these do not pass yet: {', '.join(task.name for task in mine.failed)}")
+        yield
+        print("\n".join(mine.report()))
+
+
 def make_tokenizer(settings: Settings, texts: Texts) -> Tokenizer:
     """Learn the tokenizer from the training texts, or load it from a file."""
     if settings.tokenizer in ("bpe", "chars", "words", "bytes"):
@@ -71,7 +92,10 @@ def make_tokenizer(settings: Settings, texts: Texts) -> Tokenizer:
 
 def shape_of(settings: Settings, vocab_size: int) -> GPTConfig:
     """The model's shape."""
-    return model_config(settings.model, settings.size, vocab_size, settings.max_seq_len, dropout=settings.dropout)
+    kernels = "naive" if settings.with_my else "torch"  # only the readable kernels call what a learner wrote
+    return model_config(
+        settings.model, settings.size, vocab_size, settings.max_seq_len, dropout=settings.dropout, kernels=kernels
+    )
 
 
 def what_it_costs(settings: Settings, texts: Texts) -> str:
