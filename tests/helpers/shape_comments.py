@@ -2,7 +2,8 @@
 
 A comment such as `# (B, H, T, S)` at the end of a statement speaks about the value that the statement makes:
 `name = ...` (also over several lines), `self.name = ...`, `a, (b, c) = ...` (every tensor of the tuple), `name += ...`,
-`for name in ...:` and `return ...`. Dimensions of one call must agree with each other.
+`for name in ...:` and `return ...`. Dimensions of one call must agree with each other, those that a loop's body is the
+first to name within one round of it.
 Not to be used together with a debugger or coverage.
 
 `python tests/helpers/shape_comments.py tests/nn tests/models` runs these tests with the tracer on; it fails if
@@ -103,14 +104,19 @@ def checked_shape_comments(root: Path, seen: set[tuple[str, int]] | None = None)
         if not filename.startswith(str(root)) or not (comments := comments_of(filename)):
             return None
         sizes: dict[str, int] = {}
+        bound_at: dict[int, set[str]] = {}  # line -> dimensions that it was the first to use
         pending: ShapeComment | None = None
 
         def verify(comment: ShapeComment, values) -> None:
+            for dim in bound_at.pop(comment.line, ()):  # the same line again: a loop's next round has sizes of its own
+                del sizes[dim]
+            known = set(sizes)
             for value in values:
                 if hasattr(value, "shape"):
                     check_shape_comment(f"{filename}:{comment.line}", tuple(value.shape), comment.dims, sizes)
                     if seen is not None:
                         seen.add((filename, comment.line))
+            bound_at[comment.line] = set(sizes) - known
 
         def trace_line(frame, event, value):
             nonlocal pending
