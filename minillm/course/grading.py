@@ -20,11 +20,13 @@ from contextlib import chdir
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
+
 from minillm.course.chapter import CourseChapter, Task, read_chapter
 from minillm.course.grader import Grading, case_rng, grading
 from minillm.course.proxy import Ended, GraderError, Impl, RaisedThere, World, library_impl, names_of
 from minillm.course.remote import Limits, Program, Worker
-from minillm.course.stripped import stripped_copy, uses
+from minillm.course.stripped import is_hole, stripped_copy, uses
 from minillm.course.syllabus import ROOT
 from minillm.errors import CourseError, DataError
 
@@ -153,6 +155,8 @@ class Grader:
         self.seeds, self.secret, self.limits = list(seeds), secret, limits or Limits()
         self.checks = read_checks(self.chapter, checks or checks_file(self.chapter, root))
         self.commit = commit_of(root)
+        self._n_threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # small tensors, and a worker per processor: more threads only wait for each other
         self._folder = tempfile.TemporaryDirectory(prefix="minillm-course-")
         self._lock = threading.Lock()
         self._libraries: dict[str, Path] = {}
@@ -166,8 +170,9 @@ class Grader:
         self.close()
 
     def close(self) -> None:
-        """Remove the libraries written for the tasks."""
+        """Remove the libraries written for the tasks; torch has its threads again."""
         self._folder.cleanup()
+        torch.set_num_threads(self._n_threads)
 
     def grade(
         self,
@@ -241,6 +246,7 @@ class Grader:
         """
         request = {"source": source, "task": task.id, "names": names_of(self.chapter), "own": self.holes(task)}
         request["places"] = [(other.id, other.module, other.name) for other in self.chapter.tasks]
+        request["cut"] = [other.id for other in self.chapter.tasks if is_hole(other, self.chapter.root)]
         seconds = self.limits.allowed_seconds(0.0) if cpu_seconds is None else cpu_seconds
         return worker.program(self.library(task), request, seconds, self.limits)
 

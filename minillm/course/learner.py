@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minillm.course.chapter import CourseChapter, Task, all_chapters, read_chapter
-from minillm.course.skeleton import skeleton
+from minillm.course.skeleton import exercise_text
 from minillm.course.source import def_source, with_function
 from minillm.course.syllabus import ROOT
 from minillm.errors import CourseError, DataError
@@ -96,7 +96,7 @@ def start(work: Homework, force: bool = False) -> Path:
     """
     if work.file.exists() and not force:
         raise CourseError(f"{work.file} exists and stays as it is; --force begins again and keeps a copy of it")
-    text = skeleton(work.chapter)
+    text = exercise_text(work.chapter)
     try:
         work.folder.mkdir(parents=True, exist_ok=True)
         kept = put_aside(work.file) if work.file.exists() else work.file
@@ -125,7 +125,7 @@ def reset(work: Homework, task_id: str = "") -> Path:
     if not task_id:
         return start(work, force=True)
     task = work.chapter.task(task_id)
-    new = with_function(text, task.name, def_source(skeleton(work.chapter), task.name))
+    new = with_function(text, task.name, def_source(exercise_text(work.chapter), task.name))
     kept = put_aside(work.file)
     write_whole(work.file, new)
     progress = load_progress(work)
@@ -242,7 +242,7 @@ def closing_lines(work: Homework, progress: Progress) -> Iterator[str]:
     """Points so far, and a word if the exercise has changed since the learner began."""
     chapter = work.chapter
     yield f"points so far: {progress.score(chapter)} of {chapter.points}"
-    if progress.skeleton and progress.skeleton != digest(skeleton(chapter)):
+    if progress.skeleton and progress.skeleton != digest(exercise_text(chapter)):
         yield (
             f"chapter {chapter.number}'s exercise has changed since you began; your file stays as it is. "
             f"Compare it with {shown(chapter.folder / 'exercise.py')}"

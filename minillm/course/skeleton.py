@@ -13,7 +13,9 @@ from minillm.course.leaks import leaks
 from minillm.course.source import def_source, find, read_module, with_bodies, with_function
 from minillm.errors import ConfigError
 
-__all__ = ["def_source", "leaks", "reference_file", "skeleton", "with_function"]
+HOLE = 'raise NotImplementedError("task {id}")'
+
+__all__ = ["HOLE", "def_source", "leaks", "reference_file", "skeleton", "with_function"]
 
 
 def skeleton(chapter: CourseChapter) -> str:
@@ -23,6 +25,15 @@ def skeleton(chapter: CourseChapter) -> str:
         ConfigError: if the code that stays needs something that `remove` takes away.
     """
     return _exercise_file(chapter, {task.name: hole(task) for task in chapter.tasks})
+
+
+def exercise_text(chapter: CourseChapter) -> str:
+    """The skeleton as the chapter's folder has it; where it is not there yet, made from the library.
+
+    In a copy whose library has holes it cannot be made: what the cut bodies used is not known there.
+    """
+    file = chapter.folder / "exercise.py"
+    return file.read_text(encoding="utf-8") if file.is_file() else skeleton(chapter)
 
 
 def reference_file(chapter: CourseChapter) -> str:
@@ -35,7 +46,7 @@ def hole(task: Task) -> str:
     points = "1 point" if task.points == 1 else f"{task.points} points"
     lines = [f"# TASK {task.id} ({points})"]
     lines += [f"# {line}" for line in wrap(" ".join(task.hint.split()), WIDTH - 12)]
-    return "\n".join([*lines, task.starter or f'raise NotImplementedError("task {task.id}")'])
+    return "\n".join([*lines, task.starter or HOLE.format(id=task.id)])
 
 
 def _exercise_file(chapter: CourseChapter, bodies: dict[str, str]) -> str:

@@ -3,11 +3,12 @@
 import ast
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minillm.course.chapter import CourseChapter, Task, split_object
-from minillm.course.skeleton import Import, bindings, hole
+from minillm.course.imports import Import, bindings
+from minillm.course.skeleton import HOLE, hole
 from minillm.course.source import Definition, find, module_file, parse, read_module, with_bodies
 from minillm.course.syllabus import ROOT
 
@@ -54,8 +55,14 @@ def cut_bodies(holes: Iterable[Task], root: Path = ROOT) -> dict[str, dict[str, 
             for qualified in methods_of(name, node) if isinstance(node, ast.ClassDef) else [name]:
                 bodies[module][qualified] = REMOVED.format(id=task.id)
     for task in holes:  # a task that another one removes is still a task
-        bodies[task.module][task.name] = hole(task)
+        bodies[task.module][task.name] = hole(replace(task, starter=""))
     return bodies
+
+
+def is_hole(task: Task, root: Path = ROOT) -> bool:
+    """Whether the library of this copy has a hole where the task's answer was."""
+    last = find(read_module(task.module, root), task.name, task.module).node.body[-1]
+    return ast.unparse(last) == ast.unparse(parse(HOLE.format(id=task.id)))
 
 
 def methods_of(name: str, node: ast.ClassDef) -> list[str]:

@@ -168,6 +168,12 @@ def solution_object(solution: ModuleType, place: Place) -> Any:
     return found
 
 
+def has(solution: ModuleType, place: Place) -> bool:
+    """Whether the file defines a task's function."""
+    found = vars(solution).get(place.top)
+    return found is not None and (not place.method or place.method in getattr(found, "__dict__", {}))
+
+
 def plain_functions(value: Any) -> Iterator[FunctionType]:
     """The functions inside a class's entry: under staticmethod, classmethod, property and decorators."""
     if isinstance(value, property):
@@ -190,12 +196,14 @@ def graded_session(request: dict[str, Any]) -> Session:
 
     Args:
         request: `source` (the learner's file), `places` ([task id, module, name] of all tasks), `task`, `own` (ids),
-            `names` ({name: module} of what tests may use).
+            `names` ({name: module} of what tests may use), `cut` (ids of tasks whose answers the grading library itself
+            lacks, as in a hand-out: the file's own functions take their place, if it has them).
     """
     places = [Place(*row) for row in request["places"]]
     for module in request["names"].values():
         importlib.import_module(module)
     solution = load_solution(request["source"])
-    Substitution(solution, places, {request["task"]}, set(request["own"]))
+    cut = {place.task_id for place in places if place.task_id in request.get("cut", ()) and has(solution, place)}
+    Substitution(solution, places, {request["task"], *cut}, set(request["own"]))
     names = {name: getattr(sys.modules[module], name) for name, module in request["names"].items()}
     return Session(names, (FILE_NAME,))

@@ -10,7 +10,7 @@ import pytest
 from minillm.course.chapter import Task, all_chapters, read_chapter
 from minillm.course.leaks import answers, gives_away
 from minillm.course.source import read_module
-from minillm.course.stripped import all_modules, needed_modules, stripped_copy, uses
+from minillm.course.stripped import all_modules, is_hole, needed_modules, stripped_copy, uses
 
 FILES = {
     "minillm/__init__.py": '__version__ = "1"\n',
@@ -181,3 +181,16 @@ def test_no_answer_stands_in_the_stripped_library(chapter, tmp_path):
 def test_an_answer_is_found_under_another_name(clone):
     text = "def mine(x):\n    return x + LIMIT * 2 + len(str(x))\n\n\ndef other(x):\n    return x + LIMIT\n"
     assert gives_away(text, answers(read_chapter("08", clone))) == ["line 1: mine has 1 of 1 statements of task 8.1"]
+
+
+def test_holes_are_recognised(clone, tmp_path):
+    chapter = read_chapter("08", clone)
+    assert not any(is_hole(task, clone) for task in chapter.tasks)
+    stripped_copy(tmp_path / "copy", [chapter.task("8.1"), chapter.task("8.4")], root=clone)
+    assert [task.id for task in chapter.tasks if is_hole(task, tmp_path / "copy")] == ["8.1", "8.4"]
+
+
+def test_a_starter_is_no_hole_so_copies_raise_instead(clone, tmp_path):
+    task = Task("8.1", "minillm.low.parts", "first", 1, "h", starter="return 1")
+    stripped_copy(tmp_path / "copy", [task], root=clone)
+    assert is_hole(task, tmp_path / "copy")
