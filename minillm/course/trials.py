@@ -74,7 +74,6 @@ class Trials:
     def __init__(self, grader: Grader) -> None:
         self.grader, self.chapter = grader, grader.chapter
         self.limits: dict[str, float] = {}
-        torch.set_num_threads(1)
 
     def measure(self, reference: str, jobs: int = 1) -> list[Verdict]:
         """Give the reference to every task; from its times follow the limits of all others.
@@ -190,6 +189,7 @@ def _write(pipe: int, data: bytes) -> None:
 def _enter(folder: str, limit_seconds: float) -> None:
     """Make the fork harmless: its own process group and folder, no output, bounded time and memory."""
     os.setsid()
+    torch.set_num_threads(1)  # those of the parent are not here
     os.chdir(folder)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
