@@ -6,6 +6,7 @@ import re
 import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 import nbformat
 from nbclient import NotebookClient
@@ -35,9 +36,9 @@ def execute(notebook: nbformat.NotebookNode, root: Path, cell_seconds: int, all_
         CourseError: if a cell fails, takes too long or kills the kernel, or if it writes anything but progress bars
             to stderr (a learner would see that warning too); the message shows the cell.
     """
-    with tempfile.TemporaryDirectory(prefix="minillm-notebook-") as folder:
+    with tempfile.TemporaryDirectory(prefix="minillm-notebook-") as folder, tempfile.TemporaryFile("w+") as log:
         client = _client(notebook, root, cell_seconds)
-        run = client.async_execute(env=_environment(Path(folder)), cleanup_kc=True)
+        run = client.async_execute(env=_environment(Path(folder)), cleanup_kc=True, stderr=log)
         deadline = time.monotonic() + all_seconds
         try:
             asyncio.run(asyncio.wait_for(run, all_seconds))
@@ -47,7 +48,7 @@ def execute(notebook: nbformat.NotebookNode, root: Path, cell_seconds: int, all_
             # stopping at the deadline takes the kernel away from nbclient, which may call that a dead kernel
             late = isinstance(error, TimeoutError) or time.monotonic() >= deadline
             limits = f"took too long: a cell may take {cell_seconds} s, a notebook {all_seconds} s"
-            reason = limits if late else f"ended the kernel: {error}"
+            reason = limits if late else f"ended the kernel: {error}\n{_last_words(log)}"
             raise CourseError(f"{where}: {_failed_cell(notebook)} {reason}") from error
     notebook.metadata["language_info"] = dict(LANGUAGE)
     for number, cell in enumerate(notebook.cells, start=1):
@@ -80,6 +81,12 @@ def _environment(folder: Path) -> dict[str, str]:
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     }
     return {**os.environ, **settings}
+
+
+def _last_words(log: IO[str]) -> str:
+    """The end of what the kernel's process itself wrote: "Fatal Python error", or nothing."""
+    log.seek(0)
+    return log.read()[-2000:]
 
 
 def _failed_cell(notebook: nbformat.NotebookNode) -> str:

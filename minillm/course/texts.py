@@ -9,14 +9,16 @@ import importlib
 import importlib.util
 import re
 import struct
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import nbformat
 
-from minillm.cli import VERBS
 from minillm.course.fences import blocks, prose_lines
 from minillm.course.freshness import chapter_folders, notebook_path, read_notebook, stale_notebooks
 from minillm.course.markdown_math import CODE_SPAN, math_complaints
@@ -188,8 +190,9 @@ def _command_complaints(line: str, root: Path) -> Iterator[str]:
 def _verb_complaints(words: list[str]) -> Iterator[str]:
     if not words or words[0] in ("--help", "-h", "--version", "VERB"):
         return
-    if words[0] not in VERBS:
-        yield f"minillm has no verb {words[0]}; known are {', '.join(VERBS)}"
+    known = known_verbs()
+    if words[0] not in known:
+        yield f"minillm has no verb {words[0]}; known are {', '.join(known)}"
         return
     verb = importlib.import_module(f"minillm.verbs.{words[0]}")
     settings, name = getattr(verb, "Settings", None), words[0]
@@ -204,6 +207,14 @@ def _verb_complaints(words: list[str]) -> Iterator[str]:
         known = {"--help", "--config", *(f"--{field}" for field in fields), *(f"--no-{field}" for field in fields)}
         flags = [word.partition("=")[0] for word in words if word.startswith("--")]
         yield from (f"minillm {name} has no setting {flag}" for flag in flags if flag not in known)
+
+
+@cache
+def known_verbs() -> tuple[str, ...]:
+    """The verbs of the command line as its help lists them."""
+    command = [sys.executable, "-m", "minillm", "--help"]
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return tuple(re.findall(r"^  (\w+) ", text, flags=re.MULTILINE))
 
 
 def table_complaints(root: Path = ROOT) -> list[str]:
@@ -241,6 +252,6 @@ def _unfit(cell: nbformat.NotebookNode, output: nbformat.NotebookNode) -> Iterat
         return
     if " at 0x..." in output.get("data", {}).get("text/plain", ""):
         yield "its output is an address in memory; end the last line with a semicolon, or with plt.show()"
-    for kind in ("image/svg+xml", "text/html", "application/javascript"):
+    for kind in ("image/svg+xml", "text/html", "application/javascript", "application/vnd.jupyter.widget-view+json"):
         if kind in output.get("data", {}):
             yield f"its output is {kind}; GitHub shows text, Markdown and PNG pictures"
