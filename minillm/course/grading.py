@@ -24,7 +24,7 @@ import torch
 
 from minillm.course.chapter import CourseChapter, Task, read_chapter
 from minillm.course.grader import Grading, case_rng, grading
-from minillm.course.proxy import Ended, GraderError, Impl, RaisedThere, World, library_impl, names_of
+from minillm.course.proxy import Ended, GraderError, Impl, RaisedThere, World, library_impl, library_objects, names_of
 from minillm.course.remote import Limits, Program, Worker
 from minillm.course.stripped import is_hole, stripped_copy, uses
 from minillm.course.syllabus import ROOT
@@ -159,6 +159,7 @@ class Grader:
         torch.set_num_threads(1)  # small tensors, and a worker per processor: more threads only wait for each other
         self._folder = tempfile.TemporaryDirectory(prefix="minillm-course-")
         self._lock = threading.Lock()
+        self._objects = library_objects(self.chapter)
         self._libraries: dict[str, Path] = {}
         self._holes: dict[str, list[str]] = {}
         self._reference_seconds: dict[str, float] = {}
@@ -252,7 +253,7 @@ class Grader:
 
     def impl(self, program: Program) -> Impl:
         """What the tests hold in their hand."""
-        return Impl(World(tuple(names_of(self.chapter)), program.send))
+        return Impl(World(self._objects, program.send))
 
     def seeds_of(self, task: Task, submission: str) -> list[int]:
         """The visible seeds, then the hidden ones."""

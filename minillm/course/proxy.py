@@ -4,13 +4,19 @@ Arguments and results cross by value, through bytes, also when the other world i
 """
 
 import importlib
+import types
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from minillm.course import wire
 from minillm.course.session import Session
 from minillm.errors import DataError
 
+VALUE_TYPES = (int, float, complex, bool, str, bytes, type(None), list, tuple, dict, set, Tensor, np.ndarray)
 MAX_ITEMS = 100_000  # of an iterator that `list` walks to its end
 
 Send = Callable[[bytes], bytes]
@@ -47,33 +53,67 @@ class RaisedThere(Exception):
         return said if self.line is None else f"{said} (line {self.line}: {self.code})"
 
 
+class NoValue(AssertionError):
+    """An object came back where the library's function returns a value, which a test could compare."""
+
+
 class World:
     """A set of names and the way to reach them.
 
     Args:
-        names: top-level names that a test may use.
+        library: {name: the library's own object} of what a test may use; tells which results must be values.
         send: carries a request to the session and brings its answer.
     """
 
-    def __init__(self, names: tuple[str, ...], send: Send):
-        self.names, self.send = names, send
+    def __init__(self, library: dict[str, Any], send: Send):
+        self.library, self.send = library, send
 
-    def request(self, content: dict[str, Any]) -> Any:
+    def request(self, content: dict[str, Any], like: Any = None) -> Any:
         """Ask the session.
+
+        Args:
+            content: see `Session`.
+            like: the library's counterpart of what is called, if known.
 
         Raises:
             RaisedThere: what the graded code raised.
             Ended: when the answer is no answer.
+            NoValue: when an object came instead of a value; a test might believe what it says of itself.
         """
+        made: list[Handle] = []
         answer = self.send(wire.dumps(_outward(content)))
         try:
-            reply = wire.loads(answer, lambda remote: Handle(self, remote))
+            reply = wire.loads(answer, lambda remote: self._handle(remote, like, made))
             if isinstance(reply, dict) and list(reply) == ["value"]:
+                if made and returns_value(like):
+                    raise NoValue(f"the result is an object of class {made[0]._remote.kind}, not a value")
                 return reply["value"]
             raised = _checked(reply["raised"])
         except (wire.WireError, KeyError, TypeError) as error:
             raise Ended("crashed", f"the program's answer cannot be read ({error})") from None
         raise raised
+
+    def _handle(self, remote: wire.Remote, like: Any, made: list["Handle"]) -> "Handle":
+        made.append(Handle(self, remote, like if isinstance(like, type) else None))
+        return made[-1]
+
+
+def returns_value(function: Any) -> bool:
+    """Whether a library function's annotation says that it returns numbers, text, tensors, or containers of such."""
+    if function is None or isinstance(function, type):
+        return False
+    try:
+        return _is_value_type(typing.get_type_hints(function).get("return", object))
+    except (TypeError, NameError, AttributeError):
+        return False
+
+
+def _is_value_type(hint: Any) -> bool:
+    parts = [part for part in typing.get_args(hint) if part is not Ellipsis]
+    kind = typing.get_origin(hint) or hint
+    if kind in (types.UnionType, typing.Union) or (kind in (list, tuple, dict, set, frozenset) and parts):
+        return all(_is_value_type(part) for part in parts)
+    return kind in VALUE_TYPES
 
 
 def _checked(raised: dict) -> RaisedThere:
@@ -100,11 +140,15 @@ def _outward(value: Any) -> Any:
 class Callee:
     """Something that can be called there: a function, a class, a method, a module."""
 
-    def __init__(self, world: World, root: Any, path: tuple[str, ...] = ()):
-        self._world, self._root, self._path = world, root, path
+    def __init__(self, world: World, root: Any, path: tuple[str, ...] = (), like: Any = None):
+        self._world, self._root, self._path, self._like = world, root, path, like
 
     def _request(self, do: str, **more: Any) -> Any:
-        return self._world.request({"do": do, "target": (self._root, list(self._path)), **more})
+        return self._world.request({"do": do, "target": (self._root, list(self._path)), **more}, self._called())
+
+    def _called(self) -> Any:
+        """The library's counterpart of what a call reaches."""
+        return self._like
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._request("call", args=list(args), kwargs=kwargs, after=False)
@@ -132,7 +176,7 @@ class Callee:
     def __getattr__(self, name: str) -> "Callee":
         if name.startswith("__"):
             raise AttributeError(name)
-        return Callee(self._world, self._root, (*self._path, name))
+        return Callee(self._world, self._root, (*self._path, name), getattr(self._like, name, None))
 
     def __repr__(self) -> str:
         root = self._root if isinstance(self._root, str) else f"<{self._root.kind}>"
@@ -142,9 +186,12 @@ class Callee:
 class Handle(Callee):
     """An object that stayed there. Call it, call its methods, read (`get`) and write (`set`) its attributes."""
 
-    def __init__(self, world: World, remote: wire.Remote):
-        super().__init__(world, remote)
+    def __init__(self, world: World, remote: wire.Remote, kind: type | None = None):
+        super().__init__(world, remote, (), kind)
         self._remote = remote
+
+    def _called(self) -> Any:
+        return getattr(self._like, "forward", None) or vars(self._like or object).get("__call__")
 
     def get(self, name: str) -> Any:
         """The attribute's value; `name` may have dots ("linear.weight")."""
@@ -161,7 +208,7 @@ class Handle(Callee):
         return items
 
     def _next(self, n: int) -> tuple[list, bool]:
-        reply = self._request("next", n=n)
+        reply = self._world.request({"do": "next", "target": (self._root, []), "n": n})
         if not (isinstance(reply, tuple) and len(reply) == 2 and isinstance(reply[0], list) and len(reply[0]) <= n):
             raise Ended("crashed", "the program's answer cannot be read (not a list of items)")
         return reply
@@ -191,12 +238,12 @@ class Impl:
     def __getattr__(self, name: str) -> Callee:
         if name.startswith("__"):
             raise AttributeError(name)
-        if name not in self._world.names:
+        if name not in self._world.library:
             raise GraderError(
-                f"impl has no {name!r}, only {', '.join(self._world.names)}: a test can use the chapter's tasks and "
+                f"impl has no {name!r}, only {', '.join(self._world.library)}: a test can use the chapter's tasks and "
                 "what exercise.toml lists under `given`"
             )
-        return Callee(self._world, name)
+        return Callee(self._world, name, (), self._world.library[name])
 
 
 def names_of(chapter: Any) -> dict[str, str]:
@@ -207,6 +254,10 @@ def names_of(chapter: Any) -> dict[str, str]:
 
 def library_impl(chapter: Any) -> Impl:
     """The library's own functions behind the same bytes that a learner's file is behind."""
-    modules = names_of(chapter)
-    found = {name: getattr(importlib.import_module(module), name) for name, module in modules.items()}
-    return Impl(World(tuple(found), Session(found).answer))
+    found = library_objects(chapter)
+    return Impl(World(found, Session(found).answer))
+
+
+def library_objects(chapter: Any) -> dict[str, Any]:
+    """{name: the library's own function or class} of what tests of a chapter may use."""
+    return {name: getattr(importlib.import_module(module), name) for name, module in names_of(chapter).items()}

@@ -56,9 +56,11 @@ class Worker:
 
     Args:
         hidden: folders that the graded programs must not see, beside the repository's own.
+        isolate: whether to use what the operating system offers; without it only accidents are stopped.
     """
 
-    def __init__(self, hidden: tuple[Path, ...] = ()):
+    def __init__(self, hidden: tuple[Path, ...] = (), isolate: bool = True):
+        self._isolate = "isolate" if isolate else "share"
         package = Path(minillm.__file__).resolve().parent
         candidates = [*(ROOT / name for name in HIDDEN), package, *(path.resolve() for path in hidden)]
         self.hidden = tuple(dict.fromkeys(str(path) for path in candidates if path.is_dir()))
@@ -90,7 +92,7 @@ class Worker:
         words = [sys.executable, "-P", "-s", "-S", script, str(theirs.fileno()), site_packages, self._folder.name]
         complaints = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [*words, *self.hidden],
+            [*words, self._isolate, *self.hidden],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -145,7 +147,7 @@ class Worker:
             output.close()
         program = Program(self, ours, output, cpu_seconds, limits.wall_factor)
         try:
-            World((), program.send).request(request)
+            World({}, program.send).request(request)
         except (RaisedThere, Ended):
             program.close()
             raise

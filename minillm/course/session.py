@@ -134,7 +134,7 @@ def describe_exception(error: BaseException, watched: tuple[str, ...] = ()) -> d
     """What a learner needs to know of an exception: the names of its class and bases, message, line number and line."""
     try:
         message = str(error)
-    except Exception:
+    except BaseException:
         message = "(its message cannot be read)"
     names = [kind.__name__ for kind in type(error).__mro__ if kind is not object]
     line, code = None, ""

@@ -1,6 +1,6 @@
 """The untrusted side of grading: a script that imports torch once and forks a child without rights for every order.
 
-Started by `remote.py` as `python -P -s -S worker.py FD SITE_PACKAGES WORK_FOLDER HIDDEN...`: no `.pth` file and no
+Started by `remote.py` as `python -P -s -S worker.py FD SITE_PACKAGES FOLDER isolate HIDDEN...`: no `.pth` file and no
 folder of the repository is on its path. The child gets a library with holes, one socket, and limits.
 
 Where Linux allows it, everything below happens in namespaces of its own: no network, no view of other processes, all
@@ -44,8 +44,10 @@ CHANNEL = 3  # the child's one open descriptor beside stdin, stdout and stderr
 def main() -> None:
     """Find protection, import torch, obey orders until the other side hangs up."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    site_packages, work, *hidden = sys.argv[2:]
-    protection = enter_namespaces(work, hidden) if sys.platform == "linux" else []
+    site_packages, work, isolate, *hidden = sys.argv[2:]
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    protection = enter_namespaces(work, hidden) if sys.platform == "linux" and isolate == "isolate" else []
     os.chdir(work)
     os.environ["TMPDIR"] = work
     sys.path.append(site_packages)
@@ -216,7 +218,6 @@ def drop_capabilities() -> None:
 def enter_namespaces(work: str, hidden: list[str]) -> list[str]:
     """Move to namespaces of our own; returns what was possible, an empty list if the system forbids it."""
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     user, group = os.getuid(), os.getgid()
     if libc.unshare(sum(CLONE_FLAGS.values())) != 0:
         return []

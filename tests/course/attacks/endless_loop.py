@@ -1,0 +1,6 @@
+"""Never answers, and computes."""
+
+
+def attack(*args, **kwargs):
+    while True:
+        pass
