@@ -96,10 +96,20 @@ def _build_parser(config_type: type, program: str) -> _Parser:
             if repeated:
                 options["nargs"] = "*"
             elif field.metadata.get("positional"):
-                options["nargs"] = "?"
+                options |= {"nargs": "?", "type": _word_or_nothing(kind)}
         name = field.name if field.metadata.get("positional") else _flag(field)
         parser.add_argument(name, **options)
     return parser
+
+
+def _word_or_nothing(kind: type) -> Callable[[str], Any]:
+    """A converter that leaves argparse's mark for "nothing was given" alone; argparse converts that too."""
+
+    def convert(word: str) -> Any:
+        return word if word is SUPPRESS else kind(word)
+
+    convert.__name__ = kind.__name__  # for its error messages
+    return convert
 
 
 def _plain_type(hint: Any) -> tuple[type, bool]:

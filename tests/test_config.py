@@ -1,6 +1,6 @@
 """Settings from defaults, file and flags; every wrong one is named."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,14 @@ def test_defaults_file_flags_in_that_order(tmp_path):
 
 def test_repeated_and_negated_flags():
     assert parse_config(Oven, ["--trays", "3", "4", "--no-fan"]) == Oven(trays=(3, 4))
+
+
+@pytest.mark.parametrize("kind", [int, float, Path, str])
+def test_a_positional_that_is_not_given_keeps_its_default(kind):
+    default = kind("7")
+    settings = make_dataclass("Bare", [("what", kind, setting(default, "a word", positional=True))], frozen=True)
+    assert parse_config(settings, []) == settings(default)
+    assert parse_config(settings, ["8"]) == settings(kind("8"))
 
 
 def test_json_round_trip():
