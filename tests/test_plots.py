@@ -54,3 +54,16 @@ def test_style_does_not_leak():
         assert matplotlib.rcParams["axes.grid"] is True
     assert matplotlib.rcParams["axes.grid"] == before
     assert "matplotlib.pyplot" not in sys.modules, "a figure must not need pyplot's global state"
+
+
+def test_notebooks_draw_small_figures_in_our_style():
+    import matplotlib
+
+    from minillm.plots import COLOURS, use_house_style
+
+    with matplotlib.rc_context():
+        use_house_style(dpi=72)
+        assert matplotlib.rcParams["axes.prop_cycle"].by_key()["color"] == list(COLOURS)
+        assert matplotlib.rcParams["figure.dpi"] == matplotlib.rcParams["savefig.dpi"] == 72
+        width, _ = matplotlib.rcParams["figure.figsize"]
+        assert 400 < width * 72 < 640
