@@ -103,7 +103,7 @@ class Gradescope:
 class Check:
     """Check chapters: reference, empty file, wrong answers, planted faults, attacks, notebooks, texts, freshness."""
 
-    chapters: tuple[str, ...] = setting((), "numbers; none is those changed since --since")
+    chapters: tuple[str, ...] = setting((), "numbers; none is those changed since --since", positional=True)
     full: bool = setting(False, "all chapters, all planted faults, all notebooks at their default preset")
     since: str = setting("", "the commit or branch against which a chapter counts as changed")
 
@@ -112,7 +112,7 @@ class Check:
 class Build:
     """Make generated files again: exercises, notebooks, their index, the README's table."""
 
-    chapters: tuple[str, ...] = setting((), "numbers; none is all chapters")
+    chapters: tuple[str, ...] = setting((), "numbers; none is all chapters", positional=True)
     notebooks: bool = setting(True, "run the notebooks too, which takes minutes")
 
 
