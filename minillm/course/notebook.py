@@ -26,7 +26,7 @@ from minillm.errors import CourseError, MinillmError
 
 __all__ = ["build", "figures", "notebook_of", "notebook_text", "show"]
 
-PRESETS = {"tiny": (120, 240), "default": (300, 600), "gpu": (1800, 3600)}  # seconds: one cell, the whole notebook
+PRESETS = {"tiny": (300, 600), "default": (600, 1200), "gpu": (1800, 3600)}  # seconds: one cell, the whole notebook
 PRESET_LINE = re.compile(r'^PRESET = "\w+"', flags=re.MULTILINE)
 LINK = re.compile(r"(?P<before>!?\[[^\]]*\]\()(?P<target>[^)#\s]+)(?P<after>(?:#[^)\s]*)?\))")
 
