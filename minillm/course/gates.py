@@ -25,6 +25,7 @@ from textwrap import indent
 
 from tqdm import tqdm
 
+from minillm.course.attacks import read_attacks
 from minillm.course.changes import changed_files, touched
 from minillm.course.chapter import CourseChapter, Task, all_chapters, read_chapter
 from minillm.course.freshness import refresh, refresh_notebooks
@@ -32,7 +33,7 @@ from minillm.course.grading import Grader, Report
 from minillm.course.leaks import leaks
 from minillm.course.mutants import choose, mutants, read_equivalents
 from minillm.course.notebook import build as build_notebook
-from minillm.course.remote import Worker
+from minillm.course.remote import Limits, Worker
 from minillm.course.skeleton import def_source, reference_file, skeleton, with_function
 from minillm.course.source import find, read_module, with_bodies
 from minillm.course.syllabus import ROOT, read_syllabus, syllabus_table, with_table
@@ -42,6 +43,7 @@ from minillm.course.wrong_answers import FEWEST, WrongAnswer, read_wrong_answers
 from minillm.errors import ConfigError, MinillmError
 
 POISON = 'raise RuntimeError("poison")'
+IMPATIENT = Limits(cpu_seconds=1.0, times_reference=2.0)  # for programs that will not answer
 N_PROCESSES = 2
 SHOW_SECONDS = 0.5
 
@@ -138,6 +140,11 @@ class Bench:
         following = [*tasks[place + 1 :], *tasks[:place]]
         return following[: self.depth.neighbours or None]
 
+    def bystanders(self, answer: WrongAnswer) -> list[Task]:
+        """Tasks that a wrong answer should not touch: all, or the neighbours of the first wrong answer of its task."""
+        first = next(each for each in self.wrong_answers if each.task == answer.task)
+        return self.neighbours(answer.task) if answer is first or not self.depth.neighbours else []
+
     def judged(self, trials: Sequence[Trial]) -> Iterator[Verdict]:
         """Verdicts, with a word on how far they are."""
         for number, verdict in enumerate(self.trials.run(trials, len(self.workers)), 1):
@@ -170,9 +177,9 @@ class Bench:
             self.grader.__exit__()
 
 
-def prepared_grader(chapter: CourseChapter, seeds: Sequence[int]) -> Grader:
+def prepared_grader(chapter: CourseChapter, seeds: Sequence[int], limits: Limits | None = None) -> Grader:
     """A grader that has its libraries: Python 3.11 cannot parse in two threads at a time."""
-    grader = Grader(chapter, seeds, root=chapter.root)
+    grader = Grader(chapter, seeds, limits=limits, root=chapter.root)
     for task in chapter.tasks:
         grader.library(task)
     return grader
@@ -220,7 +227,7 @@ def wrong_answers_fail(bench: Bench) -> Outcome:
         (answer, Trial(answer.reason, answer.submission(bench.reference), task.id, seed))
         for answer in answers
         for task in bench.chapter.tasks
-        if task.id in answer.fails or task in bench.neighbours(answer.task)
+        if task.id in answer.fails or task in bench.bystanders(answer)
         for seed in range(bench.depth.wrong_seeds if task.id in answer.fails else 1)
     ]
     verdicts = bench.judged([trial for _, trial in planned])
@@ -280,6 +287,35 @@ def line_in_library(chapter: CourseChapter, task: Task) -> int:
     return find(read_module(task.module, chapter.root), task.name).start + 1
 
 
+def attacks_get_nothing(bench: Bench) -> Outcome:
+    """G6: no points for files that attack the grader, and all points for the reference after them.
+
+    What only the operating system can stop is not tried where it offers no such protection.
+    """
+    for worker in bench.workers:
+        worker.start()
+    tasks, protection = bench.chapter.tasks, set(bench.workers[0].protection)
+    attacks = read_attacks(ROOT)
+    tried = [attack for attack in attacks if protection.issuperset(attack.needs)]
+    grader = prepared_grader(bench.chapter, [0], IMPATIENT)
+    jobs: list[tuple[str, Grader, Sequence[str]]] = []
+    for place, attack in enumerate(tried):
+        chosen = tasks if not bench.depth.neighbours else [tasks[place % len(tasks)]]
+        jobs.append((attack.submission(bench.chapter), grader, [task.id for task in chosen]))
+    *reports, last = bench.graded([*jobs, (bench.reference, bench.grader, None)])
+    failures = [
+        f"the attack {attack.name} gets {task.score} points for task {task.id}"
+        for attack, report in zip(tried, reports, strict=True)
+        for task in report.tasks
+        if task.score
+    ]
+    failures += [f"after the attacks the reference fails task {task.id}: {task.message}"
+                 for task in last.tasks if not task.score]
+    grader.__exit__()
+    left_out = f", {len(attacks) - len(tried)} left out for lack of protection" if len(tried) < len(attacks) else ""
+    return Outcome(f"{len(tried)} attacks{left_out}", tuple(failures))
+
+
 def generated_is_fresh(bench: Bench) -> Outcome:
     """G7: exercise.py is that of today's library, and gives nothing away."""
     chapter = bench.chapter
@@ -330,6 +366,7 @@ GATES: dict[str, Callable[[Bench], Outcome]] = {
     "G3 wrong answers": wrong_answers_fail,
     "G4 poison": poison_is_tasted,
     "G5 mutants": mutants_die,
+    "G6 attacks": attacks_get_nothing,
     "G7 exercise": generated_is_fresh,
     "G7 texts": texts_are_sound,
     "G7 cells": cells_run,
@@ -376,6 +413,7 @@ def check(chapters: Sequence[str] = (), full: bool = False, since: str = "", roo
     Raises:
         ConfigError: for a chapter that is not there.
     """
+    root = root.resolve()
     chosen = named_chapters(chapters, root)
     if not chapters:
         chosen = chosen if full else touched(chosen, changed_files(root, since))
@@ -441,6 +479,7 @@ def build(chapters: Sequence[str] = (), notebooks: bool = True, root: Path = ROO
     Raises:
         MinillmError: if a chapter is not there or contradicts itself, or a cell fails.
     """
+    root = root.resolve()
     chosen = named_chapters(chapters, root)
     readme = root / "README.md"
     table = with_table(readme.read_text(encoding="utf-8"), syllabus_table(read_syllabus(root)))
