@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import wrap
 
 from minillm.course.chapter import CourseChapter, Task, all_chapters, read_chapter
 from minillm.course.skeleton import exercise_text
@@ -18,7 +19,10 @@ from minillm.course.syllabus import ROOT
 from minillm.errors import CourseError, DataError
 
 FAILURES_BEFORE_HINT = 2
+FAILURES_SHOWN = 2  # of one task; the rest is counted
 SECONDS_BETWEEN_LOOKS = 0.5
+INDENT, WIDTH = " " * 12, 110
+NOT_LOADED = "the file cannot be loaded"
 
 
 @dataclass(frozen=True)
@@ -202,13 +206,31 @@ class Tester:
             return [str(error)]
         report = self.grader.grade(source, self.worker, work.file.name, wanted)
         progress = load_progress(work)
-        lines = []
+        lines, before = [], ""
         for result in report.tasks:
             task = work.chapter.task(result.id)
-            note(progress.of(task), result.status, result.score)
-            lines += result_lines(work, task, result, progress.of(task))
+            if not result.message.startswith(NOT_LOADED):
+                note(progress.of(task), result.status, result.score)
+                lines += result_lines(work, task, result, progress.of(task))
+            elif result.message != before:  # once for all tasks, and no task's failure
+                progress.of(task).status, progress.of(task).score = result.status, 0
+                lines += load_lines(work, result)
+            before = result.message
         save_progress(work, progress)
         return [*lines, *closing_lines(work, progress)]
+
+
+def load_lines(work: Homework, result) -> Iterator[str]:
+    """What a learner reads of a file that Python cannot load."""
+    yield from indented(result.message)
+    if result.line is not None:
+        yield f"{INDENT}at {shown(work.file)}:{result.line}"
+
+
+def indented(text: str) -> Iterator[str]:
+    """Lines under a task, none too wide for a terminal."""
+    for line in text.splitlines():
+        yield from wrap(line, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT + "  ", break_on_hyphens=False)
 
 
 def note(progress: TaskProgress, status: str, score: int) -> None:
@@ -225,17 +247,20 @@ def result_lines(work: Homework, task: Task, result, progress: TaskProgress) -> 
     yield f"{task.id:>5}  {result.score}/{task.points}  {task.name}: {result.status.replace('_', ' ')}"
     if result.status in ("passed", "not_implemented"):
         return
-    for message in result.failures or [result.message]:
-        yield from (f"            {line}" for line in message.splitlines())
+    failures = result.failures or [result.message]
+    for message in failures[:FAILURES_SHOWN]:
+        yield from indented(message)
+    if len(failures) > FAILURES_SHOWN:
+        yield f"{INDENT}{len(failures) - FAILURES_SHOWN} more of this task's tests fail"
     if result.line is not None:
-        yield f"            at {shown(work.file)}:{result.line}"
+        yield f"{INDENT}at {shown(work.file)}:{result.line}"
     if result.output.strip():
-        yield "            your code printed:"
-        yield from (f"            | {line}" for line in result.output.strip().splitlines()[:20])
+        yield f"{INDENT}your code printed:"
+        yield from (f"{INDENT}| {line}" for line in result.output.strip().splitlines()[:20])
     if progress.failures >= FAILURES_BEFORE_HINT:
-        yield f"            hint: {' '.join(task.hint.split())}"
+        yield from indented(f"hint: {' '.join(task.hint.split())}")
     else:
-        yield "            (a second failure shows a hint)"
+        yield f"{INDENT}(a second failure shows a hint)"
 
 
 def closing_lines(work: Homework, progress: Progress) -> Iterator[str]:

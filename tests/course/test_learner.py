@@ -123,7 +123,10 @@ def test_the_way_of_a_learner(work):
 
         work.file.write_text("def broken(:\n")
         text = "\n".join(tester.test(["8.2"]))
-        assert "line 1" in text or ":1" in text
+        assert "SyntaxError" in text and "exercise.py:1" in text
+        progress = learner.load_progress(work).of(work.chapter.task("8.2"))
+        assert (progress.status, progress.failures) == ("failed", 1)  # a typing slip is no failure of the task
+        assert "\n".join(tester.test()).count("SyntaxError") == 1
         work.file.write_bytes(b"\xff")
         assert "UTF-8" in "\n".join(tester.test())
         with pytest.raises(ConfigError, match="no task '8.9'"):
