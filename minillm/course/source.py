@@ -5,6 +5,7 @@ Everything outside the piece that is changed stays byte for byte. Positions are 
 
 import ast
 import io
+import threading
 import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from minillm.course.syllabus import ROOT
 from minillm.errors import ConfigError, DataError
 
+_ONE_AT_A_TIME = threading.Lock()  # Python 3.11's parser counts its recursion wrongly in two threads: cpython#106905
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -51,7 +53,8 @@ def parse(text: str, where: str = "the file") -> ast.Module:
         DataError: if the text is not Python; the message has the line.
     """
     try:
-        return ast.parse(text)
+        with _ONE_AT_A_TIME:
+            return ast.parse(text)
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None)
         raise DataError(f"{where}{f', line {line}' if line else ''}: this is not Python: {error}") from error

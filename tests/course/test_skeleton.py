@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -10,7 +11,7 @@ import pytest
 from minillm.course.chapter import read_chapter
 from minillm.course.imports import Import, global_names, import_lines
 from minillm.course.skeleton import def_source, leaks, reference_file, skeleton, with_function
-from minillm.course.source import with_bodies
+from minillm.course.source import parse, with_bodies
 from minillm.errors import ConfigError, DataError
 
 TOOLS = "import math\n\nLIMIT = 3\n\n\ndef clamp(x):\n    return max(-LIMIT, min(LIMIT, x))\n"
@@ -278,3 +279,10 @@ def test_cutting_every_function_of_real_modules_parses_and_keeps_docstrings():
             assert ast.get_docstring(new, clean=False) == ast.get_docstring(node, clean=False)
             assert ast.dump(new.args) == ast.dump(node.args)
             assert len(new.body) == 1 + (ast.get_docstring(node) is not None)
+
+
+def test_threads_may_parse_at_the_same_time():
+    text = (Path(__file__).parents[2] / "minillm/train/optim.py").read_text()
+    with ThreadPoolExecutor(4) as pool:
+        trees = list(pool.map(lambda _: ast.dump(parse(text)), range(24)))
+    assert len(set(trees)) == 1
