@@ -75,6 +75,11 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def folder(self) -> str:
+        """The worker's temporary folder, which is also in its command line; empty while none runs."""
+        return self._folder.name if self._folder is not None else ""
+
     def start(self) -> None:
         """Start the process if none runs.
 
@@ -107,6 +112,7 @@ class Worker:
             self.close()
             complaints.seek(0)
             said = complaints.read().decode("utf-8", "replace").strip()[-500:] or "nothing"
+            complaints.close()
             raise CourseError(f"the grading worker did not start; does `python -c 'import torch'` work? It said {said}")
         complaints.close()
         self.protection = tuple(str(word) for word in hello.get("protection", ()))

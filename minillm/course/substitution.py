@@ -72,6 +72,7 @@ class Substitution:
     def __init__(self, solution: ModuleType, places: Iterable[Place], graded: set[str], own: set[str] = frozenset()):
         self.solution, self._undo = solution, []
         places = list(places)
+        self._learners = {place.top: vars(solution).get(place.top) for place in places}
         new = {place.task_id: solution_object(solution, place) for place in places if place.task_id in graded}
         for place in places:
             library = importlib.import_module(place.module)
@@ -96,7 +97,7 @@ class Substitution:
         )
 
     def _replace_method(self, place: Place, library_class: type, new: Any, own: bool) -> None:
-        learners = vars(self.solution).get(place.top)
+        learners = self._learners[place.top]
         if isinstance(learners, type) and learners is not library_class:
             for name, value in list(vars(learners).items()):
                 if name not in vars(library_class):

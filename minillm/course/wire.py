@@ -186,7 +186,7 @@ class _Writer:
                 return {"type": name, "value": content(value)}
         for kinds, name, content in _CONTAINERS:
             if isinstance(value, kinds):
-                return {"type": name, "value": self._items(content(value), depth, name == "set")}
+                return {"type": name, "value": self._items(content(value), depth, name.endswith("set"))}
         if isinstance(value, bool | int | float | str):  # a subclass
             return next(plain(value) for plain in (int, float, str) if isinstance(value, plain))
         if _is_config(type(value)):
@@ -256,7 +256,8 @@ _CONTAINERS: tuple[tuple[Any, str, Callable], ...] = (
     (tuple, "tuple", list),
     (list, "list", list),
     (dict, "dict", lambda value: [list(pair) for pair in value.items()]),
-    (set | frozenset, "set", list),
+    (set, "set", list),
+    (frozenset, "frozenset", list),
 )
 
 
@@ -329,6 +330,7 @@ _READ_ITEMS: dict[str, Callable[[list], Any]] = {
     "list": list,
     "tuple": tuple,
     "set": set,
+    "frozenset": frozenset,
     "dict": lambda items: {key: value for key, value in items},
     "endless": itertools.cycle,
 }

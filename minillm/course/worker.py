@@ -59,6 +59,7 @@ def main() -> None:
     torch.set_num_threads(1)  # threads do not survive a fork
     reply(control, {"protection": protection})
     serve(control, work, alone="pid" in protection)
+    os._exit(0)  # taking torch down properly takes a second
 
 
 def reply(control: socket.socket, content: dict) -> None:
@@ -175,7 +176,10 @@ def answer_requests(library: str) -> None:
         return
     channel.sendall(wire.dumps({"value": None}))
     while True:
-        channel.sendall(graded.answer(wire.receive(channel)))
+        answer = graded.answer(wire.receive(channel))
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()  # what was printed counts, however the program ends
+        channel.sendall(answer)
 
 
 def set_limits(order: dict) -> None:
@@ -202,10 +206,11 @@ def limit(which: int, soft: int, hard: int) -> None:
 
 
 def drop_capabilities() -> None:
-    """No rights over the namespaces (nor, for root without namespaces, over the machine), and none by exec either."""
+    """No rights over the namespaces (nor, for root, over the machine), none by exec either; die with the worker."""
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for capability in range(64):
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
@@ -266,6 +271,7 @@ def protect_files(libc: ctypes.CDLL, work: str, hidden: list[str]) -> list[str]:
     if "processes" not in done:
         mount("tmpfs", "/proc", "tmpfs", MS_RDONLY, "size=4k")
     done += ["devices"] if own_devices and mount(devices, "/dev", None, MS_MOVE) else []
+    mount(None, "/dev", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID)
     covered = [mount("tmpfs", path, "tmpfs", MS_RDONLY | MS_NOSUID, "size=4k,mode=755") for path in hidden]
     return [*done, "hidden"] if all(covered) else done
 
