@@ -14,7 +14,7 @@ import pytest
 from nbformat import v4
 
 from minillm.course import freshness, notebook
-from minillm.course.execution import execute
+from minillm.course.execution import execute, with_a_palette
 from minillm.course.notebook import build, figures, main, notebook_of, notebook_text, relinked
 from minillm.course.quotation import quoted, quoted_by_name, show
 from minillm.errors import CourseError
@@ -130,7 +130,25 @@ def test_pictures_are_small_png(built):
     pixels = imread(io.BytesIO(png))
     assert name == "05-2"
     assert 300 < pixels.shape[1] <= 640 and 0 < np.ptp(pixels[..., 0])
-    assert len(png) < 40_000
+    assert len(png) < 12_000
+
+
+def test_a_palette_keeps_what_the_eye_sees():
+    from matplotlib.figure import Figure
+    from matplotlib.image import imread
+
+    figure, buffer = Figure(figsize=(5, 3), dpi=80), io.BytesIO()
+    left, right = figure.subplots(1, 2)
+    left.plot(np.sin(np.arange(50)), label="a line")
+    left.legend()
+    right.imshow(np.arange(400).reshape(20, 20))
+    figure.savefig(buffer, format="png")
+    small = with_a_palette(buffer.getvalue())
+    before, after = (imread(io.BytesIO(png))[..., :3] for png in (buffer.getvalue(), small))
+    assert len(small) < 0.6 * len(buffer.getvalue())
+    assert before.shape == after.shape
+    assert np.abs(before - after).max() < 0.15 and np.abs(before - after).mean() < 0.002
+    assert with_a_palette(small) == small
 
 
 def test_a_second_run_gives_the_same_bytes(built, chapter, tmp_path, capsys):
