@@ -15,7 +15,7 @@ from minillm.course.chapter import CourseChapter, all_chapters, read_chapter
 from minillm.course.fences import blocks
 from minillm.course.leaks import answers, gives_away, leaks
 from minillm.course.source import with_bodies
-from minillm.course.stripped import cut_bodies
+from minillm.course.stripped import cut_bodies, needs
 from minillm.course.syllabus import ROOT
 from minillm.errors import CourseError, DataError
 
@@ -59,6 +59,13 @@ def release(target: Path, numbers: Iterable[str] = (), root: Path = ROOT) -> lis
     n_tasks = sum(len(chapter.tasks) for chapter in chapters)
     taught = ", ".join(chapter.number for chapter in chapters)
     lines = [f"{target}: {n_files} files; {n_tasks} functions of chapters {taught} are holes"]
+    for chapter in all_chapters(root):
+        for other in chapters:
+            if other.number != chapter.number and (missing := needs(chapter, other)):
+                lines.append(
+                    f"chapter {chapter.number} needs {len(missing)} functions that chapter {other.number} has as holes: "
+                    f"not all of its tests can pass here; hand out another copy for it, without {other.number}"
+                )
     return lines + [f"left out, since it gives an answer away: {path} ({reason})" for path, reason in removed]
 
 

@@ -102,14 +102,27 @@ def uses(chapter: CourseChapter, task: Task) -> set[str]:
     A method reaches its class's constructor and the methods it calls on `self`; who names a class reaches all its
     methods. What is called on an argument cannot be seen.
     """
-    library = _Library(chapter.root)
-    reached, waiting = set(), [(task.module, task.name)]
+    reached = reach(chapter.root, [(task.module, task.name)])
+    return {other.id for other in chapter.tasks if other is not task and (other.module, other.name) in reached}
+
+
+def needs(chapter: CourseChapter, other: CourseChapter) -> set[str]:
+    """The tasks of another chapter without which this one's functions or its graders' given objects cannot run."""
+    begin = [(task.module, task.name) for task in chapter.tasks]
+    reached = reach(chapter.root, begin + [split_object(name, "given") for name in chapter.given])
+    return {task.id for task in other.tasks if (task.module, task.name) in reached}
+
+
+def reach(root: Path, begin: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """(module, qualified name) of every library function that these name, directly or through others."""
+    library = _Library(root)
+    reached, waiting = set(), list(begin)
     while waiting:
         place = waiting.pop()
         if place not in reached:
             reached.add(place)
             waiting += library.reached_from(*place)
-    return {other.id for other in chapter.tasks if other is not task and (other.module, other.name) in reached}
+    return reached
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,9 @@ class MyFunctions:
 
     def report(self) -> Iterator[str]:
         """Lines that say which functions were used how often."""
-        used = [f"{task.name} {self.calls[task.id]:,} times" for task in self.passed if self.calls[task.id]]
+        used = [f"{task.name} ({self.calls[task.id]:,})" for task in self.passed if self.calls[task.id]]
         idle = [task.name for task in self.passed if not self.calls[task.id]]
-        yield "your functions, called: " + (", ".join(used) or "none")
+        yield "your functions and how often they were called: " + (", ".join(used) or "none")
         if idle:
             yield f"in place, but this run had no use for them: {', '.join(idle)}"
 

@@ -72,6 +72,13 @@ def test_what_is_in_it_and_what_is_not(clone, tmp_path):
     assert sum("notebooks/10_quotes.ipynb" in line or "tests/test_copies.py" in line for line in lines[1:]) == 2
 
 
+def test_chapters_that_block_each_other_are_named(clone, tmp_path):
+    (clone / "minillm/free.py").write_text("from minillm.scores import score\n\n\ndef free(x):\n    return score(x)\n")
+    said = "\n".join(release(tmp_path / "out", (), clone))
+    assert "chapter 09 needs 1 functions that chapter 08 has as holes" in said
+    assert "chapter 08 needs" not in said
+
+
 def test_only_the_taught_functions_are_holes(clone, tmp_path):
     release(tmp_path / "out", ["08"], clone)
     hole = '    # TASK 8.1 (1 point)\n    # h\n    raise NotImplementedError("task 8.1")\n'

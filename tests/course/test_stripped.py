@@ -10,7 +10,7 @@ import pytest
 from minillm.course.chapter import Task, all_chapters, read_chapter
 from minillm.course.leaks import answers, gives_away
 from minillm.course.source import read_module
-from minillm.course.stripped import all_modules, is_hole, needed_modules, stripped_copy, uses
+from minillm.course.stripped import all_modules, is_hole, needed_modules, needs, stripped_copy, uses
 
 FILES = {
     "minillm/__init__.py": '__version__ = "1"\n',
@@ -181,6 +181,12 @@ def test_no_answer_stands_in_the_stripped_library(chapter, tmp_path):
 def test_an_answer_is_found_under_another_name(clone):
     text = "def mine(x):\n    return x + LIMIT * 2 + len(str(x))\n\n\ndef other(x):\n    return x + LIMIT\n"
     assert gives_away(text, answers(read_chapter("08", clone))) == ["line 1: mine has 1 of 1 statements of task 8.1"]
+
+
+def test_chapters_need_each_other_in_one_direction():
+    attention, gpt = read_chapter("08"), read_chapter("12")
+    assert needs(gpt, attention) >= {"8.4", "8.5"}  # the decoder splits and merges heads
+    assert needs(attention, gpt) == set()
 
 
 def test_holes_are_recognised(clone, tmp_path):

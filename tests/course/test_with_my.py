@@ -38,7 +38,7 @@ def test_passing_functions_are_in_place_and_counted_until_the_end(work, tmp_path
         assert attention.merge_heads is before[1]
         layer(torch.zeros(1, 3, 8))
         assert mine.calls == {"8.1": 3}
-        assert list(mine.report()) == ["your functions, called: split_heads 3 times"]
+        assert list(mine.report()) == ["your functions and how often they were called: split_heads (3)"]
     assert (attention.split_heads, attention.merge_heads) == before
 
 
@@ -70,7 +70,7 @@ def test_what_was_not_used_is_said():
     mine = with_my.MyFunctions(list(tasks))
     mine.calls[tasks[1].id] = 1200
     assert list(mine.report()) == [
-        f"your functions, called: {tasks[1].name} 1,200 times",
+        f"your functions and how often they were called: {tasks[1].name} (1,200)",
         f"in place, but this run had no use for them: {tasks[0].name}",
     ]
 
@@ -120,6 +120,6 @@ def test_a_model_is_trained_with_a_learners_attention(tmp_path, capsys):
     assert main([*run, "--with-my", "08", "--homework", str(tmp_path / "mine")]) == 0
     said = capsys.readouterr().out
     assert "yours: attention_weights" in said
-    assert "your functions, called: attention_weights" in said
+    assert "called: attention_weights (" in said
     assert main([*run[:2], "3", *run[3:], "--resume", "--homework", str(tmp_path / "mine")]) == 0
     assert "yours: attention_weights" in capsys.readouterr().out
