@@ -62,9 +62,10 @@ def release(target: Path, numbers: Iterable[str] = (), root: Path = ROOT) -> lis
     for chapter in all_chapters(root):
         for other in chapters:
             if other.number != chapter.number and (missing := needs(chapter, other)):
+                what = f"{len(missing)} functions that chapter {other.number} has as holes"
                 lines.append(
-                    f"chapter {chapter.number} needs {len(missing)} functions that chapter {other.number} has as holes: "
-                    f"not all of its tests can pass here; hand out another copy for it, without {other.number}"
+                    f"chapter {chapter.number} needs {what}: not all of its tests can pass here; "
+                    f"hand out another copy for it, without {other.number}"
                 )
     return lines + [f"left out, since it gives an answer away: {path} ({reason})" for path, reason in removed]
 
