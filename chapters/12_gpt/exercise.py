@@ -158,11 +158,11 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Keep the fewest likeliest tokens whose probabilities sum to at least p; the others become -inf.
 
     Args:
-        logits: (B, V); -inf is allowed.
+        logits: (..., V); -inf is allowed.
         p: in (0, 1]; the likeliest token always stays.
 
     Returns:
-        (B, V), a new tensor; kept scores are as they were. Of equally likely tokens those with the smaller ids stay.
+        (..., V), a new tensor; kept scores are as they were. Of equally likely tokens those with the smaller ids stay.
 
     Source:
         Holtzman et al. 2019, arXiv:1904.09751, section 3.1 (nucleus sampling).

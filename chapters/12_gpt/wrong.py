@@ -286,7 +286,7 @@ def keep_top_p(logits, p):
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     dropped = ordered.softmax(dim=-1).cumsum(dim=-1) > p
     dropped[..., :1] = False
-    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -math.inf)
+    return logits.masked_fill(dropped.scatter(-1, order, dropped), -math.inf)
 
 
 @wrong("12.4", "a token that begins exactly at p is kept")
@@ -294,7 +294,7 @@ def keep_top_p(logits, p):
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probability = ordered.softmax(dim=-1)
     dropped = probability.cumsum(dim=-1) - probability > p
-    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -math.inf)
+    return logits.masked_fill(dropped.scatter(-1, order, dropped), -math.inf)
 
 
 @wrong("12.4", "decisions stay in sorted order")
@@ -308,7 +308,7 @@ def keep_top_p(logits, p):
     ordered, order = logits.sort(dim=-1, stable=True)
     probability = ordered.softmax(dim=-1)
     dropped = probability.cumsum(dim=-1) - probability >= p
-    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -math.inf)
+    return logits.masked_fill(dropped.scatter(-1, order, dropped), -math.inf)
 
 
 @wrong("12.4", "p is a bound on each probability")
@@ -322,7 +322,7 @@ def keep_top_p(logits, p):
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probability = ordered.softmax(dim=-1)
     dropped = probability.cumsum(dim=-1) - probability >= p
-    gone = torch.zeros_like(dropped).scatter(-1, order, dropped)
+    gone = dropped.scatter(-1, order, dropped)
     return logits.log_softmax(dim=-1).masked_fill(gone, -math.inf)
 
 
@@ -331,7 +331,7 @@ def keep_top_p(logits, p):
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probability = ordered.softmax(dim=-1)
     dropped = probability.cumsum(dim=-1) - probability >= p
-    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), 0.0)
+    return logits.masked_fill(dropped.scatter(-1, order, dropped), 0.0)
 
 
 @wrong("12.4", "the scores are changed in place")
@@ -339,7 +339,7 @@ def keep_top_p(logits, p):
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probability = ordered.softmax(dim=-1)
     dropped = probability.cumsum(dim=-1) - probability >= p
-    return logits.masked_fill_(torch.zeros_like(dropped).scatter(-1, order, dropped), -math.inf)
+    return logits.masked_fill_(dropped.scatter(-1, order, dropped), -math.inf)
 
 
 @wrong("12.5", "temperature after top-p")

@@ -121,11 +121,11 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Keep the fewest likeliest tokens whose probabilities sum to at least p; the others become -inf.
 
     Args:
-        logits: (B, V); -inf is allowed.
+        logits: (..., V); -inf is allowed.
         p: in (0, 1]; the likeliest token always stays.
 
     Returns:
-        (B, V), a new tensor; kept scores are as they were. Of equally likely tokens those with the smaller ids stay.
+        (..., V), a new tensor; kept scores are as they were. Of equally likely tokens those with the smaller ids stay.
 
     Source:
         Holtzman et al. 2019, arXiv:1904.09751, section 3.1 (nucleus sampling).
@@ -136,10 +136,10 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
         [[True, False, True]]
     """
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    probability = ordered.softmax(dim=-1)                          # (B, V)
-    sum_before = probability.cumsum(dim=-1) - probability          # (B, V)
-    dropped = sum_before >= p                                      # (B, V), never the likeliest: nothing is before it
-    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -math.inf)
+    probability = ordered.softmax(dim=-1)                          # (..., V)
+    sum_before = probability.cumsum(dim=-1) - probability          # (..., V)
+    dropped = sum_before >= p                                      # (..., V), never the likeliest: nothing is before it
+    return logits.masked_fill(dropped.scatter(-1, order, dropped), -math.inf)
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:

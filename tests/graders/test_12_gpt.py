@@ -129,6 +129,16 @@ def test_block_reads_and_fills_its_own_layer_of_the_cache(impl, rng):
     expect(bool(cache.get("values")[layer, :, :, :5].any()), f"layer {layer} of the cache holds nothing")
 
 
+@task("12.1")
+def test_block_takes_layer_0_of_the_cache_unless_told(impl, rng):
+    config = block_config()
+    block, _ = make_block(impl, rng, config)
+    cache = impl.KVCache(2, 1, 4, 3, 4, torch.float64)
+    block(normal(rng, 1, 3, 16), causal=True, cache=cache)
+    written = cache.get("keys").flatten(1).any(dim=1)
+    expect_equal(written.tolist(), [True, False], what="which layers of the cache were written, without `layer`")
+
+
 @task("12.1", cases=2)
 def test_block_gradients(impl, rng):
     config = block_config(bias=True)
@@ -416,6 +426,10 @@ def test_top_p_keeps_kind_and_input(impl, rng):
     got = impl.keep_top_p(single, 0.5)
     expect_equal(got, single.masked_fill(got == -math.inf, -math.inf), what="float32 scores, kept ones unchanged")
     expect_equal(tuple(impl.keep_top_p(logits[:0], 0.5).shape), (0, 9), what="the shape for an empty batch")
+    for shape in ((9,), (2, 3, 9)):
+        logits = normal(rng, *shape)
+        expected = in_rows(oracle_top_p, logits.reshape(-1, 9), 0.6).reshape(shape)
+        expect_equal(impl.keep_top_p(logits, 0.6), expected, what=f"scores of shape {shape}")
 
 
 @task("12.5", cases=3)
@@ -424,6 +438,7 @@ def test_each_filter_alone(impl, rng):
     seen = torch.from_numpy(rng.random((3, 17)) < 0.5)
     settings = (
         {"temperature": float(rng.uniform(0.3, 0.9))}, {"temperature": float(rng.uniform(1.1, 4.0))},
+        {"temperature": 2.0}, {"temperature": 0.5},
         {"top_k": int(rng.integers(2, 16))}, {"top_k": 1}, {"top_k": 17}, {"top_p": float(rng.uniform(0.2, 0.9))},
         {"min_p": float(rng.uniform(0.01, 0.4))}, {"min_p": 1.0},
         {"repetition_penalty": float(rng.uniform(1.2, 3.0))}, {"repetition_penalty": 0.5},
