@@ -158,6 +158,7 @@ class Grader:
         self._n_threads = torch.get_num_threads()
         torch.set_num_threads(1)  # small tensors, and a worker per processor: more threads only wait for each other
         self._folder = tempfile.TemporaryDirectory(prefix="minillm-course-")
+        os.chmod(self._folder.name, 0o755)  # libraries with holes; the child that reads them may have to be `nobody`
         self._lock = threading.Lock()
         self._objects = library_objects(self.chapter)
         self._libraries: dict[str, Path] = {}
@@ -366,7 +367,8 @@ def grade_class(
     found = submissions_in(folder)
     done: dict[str, Report] = {}
     workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-    n_workers = min(n_workers or len(os.sched_getaffinity(0)), len(found))
+    n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_workers = min(n_workers or n_processors, len(found))
     lock = threading.Lock()
     if reports is not None:
         reports.mkdir(parents=True, exist_ok=True)

