@@ -91,6 +91,7 @@ class Worker:
         if not hasattr(os, "fork"):
             raise CourseError("grading a file needs a system that can fork: Linux, macOS, or Windows with WSL")
         self._folder = tempfile.TemporaryDirectory(prefix="minillm-grading-")
+        os.chmod(self._folder.name, 0o711)  # the child may have to be `nobody`
         ours, theirs = socket.socketpair()
         site_packages = str(Path(np.__file__).resolve().parents[1])
         script = str(Path(__file__).with_name("worker.py"))

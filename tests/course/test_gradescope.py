@@ -13,8 +13,10 @@ from helpers.toy_course import write_toy_course
 
 from minillm.cli import main
 from minillm.course import gradescope
+from minillm.course.grading import Grader
+from minillm.course.remote import Worker
 from minillm.course.results import check_gradescope
-from minillm.course.skeleton import reference_file, skeleton
+from minillm.course.skeleton import reference_file, skeleton, with_function
 from minillm.course.stripped import needed_modules
 from minillm.course.syllabus import ROOT
 from minillm.errors import CourseError
@@ -151,3 +153,19 @@ def test_the_unpacked_zip_grades(tmp_path):
         done = subprocess.run(line, cwd=source, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert results(base)["score"] == score
+
+
+def test_root_without_namespaces_runs_the_program_as_nobody(clone, tmp_path):
+    """As in an ordinary container; elsewhere, or with a Python that only root can read, there is nothing to see."""
+    chapter = gradescope.read_chapter("08", clone)
+    closed = tmp_path / "closed"
+    closed.mkdir(0o700)
+    spy = f"def merge_heads(x):\n    import os\n    return os.getuid(), os.listdir({str(closed)!r})\n"
+    with Grader(chapter, root=clone) as grader, Worker() as worker:
+        worker._isolate = "user"
+        report = grader.grade(reference_file(chapter), worker)
+        assert report.score == chapter.points
+        if "user" not in worker.protection:
+            pytest.skip(f"this is not root, or only root can read {sys.base_prefix}")
+        report = grader.grade(with_function(reference_file(chapter), "merge_heads", spy), worker, tasks=["8.2"])
+        assert "PermissionError" in report.tasks[0].message
