@@ -3,6 +3,7 @@
 Dimensions: B stories at a time, T tokens of the longest of them, V vocabulary.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minillm.data.tinyworld import Recall, Story
+from minillm.data.tinyworld import Recall, Rendering, Story
 from minillm.errors import DataError
 from minillm.evaluate.likelihood import bits_per_byte
 from minillm.tokenizers.tokenizer import END_OF_TEXT, TableTokenizer
@@ -35,8 +36,8 @@ class WorldScore:
         rest_floor_nats: what is unavoidable there.
         n_words: recalled words by (kind, whether the fact was stated more than 60 words before).
         n_right: how many of them were the model's first choice, every token of the word, given the true text before it.
-        n_tokens: tokens by kind: "fixed" if a perfect reader is sure of it and need not recall anything, "chosen" if
-            the story decides something there (the floor is above 0), else the kind of the recalled word it belongs to.
+        n_tokens: tokens by kind: that of the recalled word a token is part of, "chosen" if it is part of a word by
+            which the story decides something, "fixed" if a perfect reader is sure of it and need not recall anything.
         excess: loss above the floor in nats, by the same kinds.
     """
 
@@ -128,7 +129,9 @@ def _losses(
     return losses.double().cpu().numpy(), right.cpu().numpy()
 
 
-def _add_story(score: WorldScore, rendering, token_bytes: list[int], losses: np.ndarray, right: np.ndarray) -> None:
+def _add_story(
+    score: WorldScore, rendering: Rendering, token_bytes: list[int], losses: np.ndarray, right: np.ndarray
+) -> None:
     """Add one story's tokens to the sums; the last loss is that of its end, which is certain to come."""
     floors, recalls = rendering.token_floors(token_bytes)
     is_recall = np.array([recall is not None and recall.kind in RECALL_KINDS for recall in recalls] + [False])
@@ -139,8 +142,7 @@ def _add_story(score: WorldScore, rendering, token_bytes: list[int], losses: np.
     score.recall_floor_nats += float(floors[is_recall].sum())
     score.rest_nats += float(losses[~is_recall].sum())
     score.rest_floor_nats += float(floors[~is_recall].sum())
-    for recall, loss, floor in zip([*recalls, None], losses, floors, strict=True):
-        kind = kind_of(recall, floor)
+    for kind, loss, floor in zip([*token_kinds(rendering, token_bytes, recalls), "fixed"], losses, floors, strict=True):
         score.n_tokens[kind] += 1
         score.excess[kind] += float(loss - floor)
     all_right: dict = {}
@@ -153,17 +155,25 @@ def _add_story(score: WorldScore, rendering, token_bytes: list[int], losses: np.
         score.n_right[key] += word_right
 
 
-def kind_of(recall: Recall | None, floor: float) -> str:
-    """The kind of a token, one of `TOKEN_KINDS`: that of the recalled word it is part of, else "chosen" or "fixed".
+def token_kinds(rendering: Rendering, token_bytes: Sequence[int], recalls: Sequence[Recall | None]) -> list[str]:
+    """What each token of a story is there for, one of `TOKEN_KINDS`.
 
     Args:
-        recall: the word, or None.
-        floor: what a perfect reader pays for the token in nats.
+        rendering: the story.
+        token_bytes: the number of UTF-8 bytes of each token, in order, together the whole text.
+        recalls: for each token the recalled word it is part of, or None.
 
-    Example:
-        >>> kind_of(None, 0.0), kind_of(None, 0.69)
-        ('fixed', 'chosen')
+    Returns:
+        The kind of the recalled word, or "chosen" for a token with a byte (other than the space before it) of a word
+        by which the story decides something, or "fixed".
     """
-    if recall is not None:
-        return recall.kind
-    return "chosen" if floor > 0.0 else "fixed"
+    chosen = []                                                    # for each byte
+    for piece in rendering.pieces:
+        text = piece.text.lstrip(" ")
+        n_bytes, is_chosen = len(text.encode()), piece.kind == "chosen"
+        chosen += [False] * (len(piece.text) - len(text)) + [is_chosen] * n_bytes
+    stops = itertools.accumulate(token_bytes)
+    return [
+        recall.kind if recall is not None else "chosen" if any(chosen[stop - n_bytes : stop]) else "fixed"
+        for recall, n_bytes, stop in zip(recalls, token_bytes, stops, strict=True)
+    ]

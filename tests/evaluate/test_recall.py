@@ -86,8 +86,8 @@ def test_excess_by_kind_of_token():
     }
     assert {kind: score.n_tokens[kind] for kind in bytes_of} == bytes_of and set(score.n_tokens) <= set(TOKEN_KINDS)
     assert sum(score.n_tokens.values()) == score.n_bytes + len(STORIES), "every byte, and the end of each story"
-    n_chosen = sum(piece.log_probability < 0.0 for each in renderings for piece in each.pieces)
-    assert score.n_tokens["chosen"] == n_chosen, "a choice is paid by one byte"
+    chosen = (piece.text.strip() for each in renderings for piece in each.pieces if piece.kind == "chosen")
+    assert score.n_tokens["chosen"] == sum(map(len, chosen))
     assert score.excess["place"] == pytest.approx(bytes_of["place"], rel=1e-5)
     assert all(abs(nats) < 1e-3 for kind, nats in score.excess.items() if kind != "place")
 
