@@ -83,6 +83,25 @@ def oracle_block(x, state, config, **attention):
 
 
 @task("12.1", cases=2)
+def test_block_part_by_part(impl, rng):
+    config = block_config(bias=True)
+    block, state = make_block(impl, rng, config)
+    x = normal(rng, 2, 5, 16) * 2.0
+    silent = {
+        part: {name: torch.zeros_like(value) for name, value in state.items() if name.startswith(part)}
+        for part in ("attention.output", "feed_forward.down")
+    }
+    without_both = state | silent["attention.output"] | silent["feed_forward.down"]
+    block.load_state_dict(without_both)
+    expect_close(block(x), x, what="the vectors after a block whose parts both write zeros: they must pass unchanged;")
+    for part, name in (("feed_forward.down", "attention"), ("attention.output", "the feed-forward layer")):
+        weights = state | silent[part]
+        block.load_state_dict(weights)
+        what = f"what {name} adds, when the other part writes zeros (x + part(norm(x)), each part with its own norm),"
+        expect_close(block(x) - x, oracle_block(x, weights, config) - x, 1e-9, what=what)
+
+
+@task("12.1", cases=2)
 def test_block_adds_attention_then_feed_forward(impl, rng):
     for settings in BLOCKS:
         config = block_config(**settings)
@@ -287,12 +306,18 @@ def test_parts_of_gpt2_small_by_hand(impl, rng):
 
 
 @task("12.3")
-def test_parts_of_llama_7b(impl, rng):
-    config = GPTConfig(
-        vocab_size=32000, max_seq_len=2048, n_layers=32, n_heads=32, d_model=4096, d_ff=11008, norm="rms",
-        position="rotary", feed_forward="swiglu", tie_embeddings=False,
+def test_each_setting_changes_its_own_part(impl, rng):
+    base = {"vocab_size": 11, "max_seq_len": 7, "n_layers": 3, "n_heads": 4, "d_model": 8}
+    changes = (
+        {}, {"bias": True}, {"norm": "rms"}, {"norm": "rms", "bias": True}, {"norm_weight": False},
+        {"norm_weight": False, "bias": True}, {"n_kv_heads": 1}, {"n_kv_heads": 2, "bias": True}, {"d_ff": 13},
+        {"feed_forward": "swiglu"}, {"feed_forward": "swiglu", "bias": True}, {"feed_forward": "relu2"},
+        {"position": "rotary"}, {"token_shift": True}, {"tie_embeddings": False}, {"qk_norm": True, "max_score": 5.0},
+        {"dropout": 0.5, "logit_cap": 3.0, "kernels": "naive", "zero_outputs": True},
     )  # fmt: skip
-    expect_equal(sum(impl.parameters_by_part(config).values()), 6_738_415_616, what="all numbers of LLaMA 7B")
+    for change in changes:
+        config = GPTConfig(**base | change)
+        expect_equal(impl.parameters_by_part(config), oracle_parts(config), what=f"the parts with {change}")
 
 
 @task("12.3", cases=3)
@@ -320,18 +345,12 @@ def test_parts_of_any_model(impl, rng):
 
 
 @task("12.3")
-def test_each_setting_changes_its_own_part(impl, rng):
-    base = {"vocab_size": 11, "max_seq_len": 7, "n_layers": 3, "n_heads": 4, "d_model": 8}
-    changes = (
-        {}, {"bias": True}, {"norm": "rms"}, {"norm": "rms", "bias": True}, {"norm_weight": False},
-        {"norm_weight": False, "bias": True}, {"n_kv_heads": 1}, {"n_kv_heads": 2, "bias": True}, {"d_ff": 13},
-        {"feed_forward": "swiglu"}, {"feed_forward": "swiglu", "bias": True}, {"feed_forward": "relu2"},
-        {"position": "rotary"}, {"token_shift": True}, {"tie_embeddings": False}, {"qk_norm": True, "max_score": 5.0},
-        {"dropout": 0.5, "logit_cap": 3.0, "kernels": "naive", "zero_outputs": True},
+def test_parts_of_llama_7b(impl, rng):
+    config = GPTConfig(
+        vocab_size=32000, max_seq_len=2048, n_layers=32, n_heads=32, d_model=4096, d_ff=11008, norm="rms",
+        position="rotary", feed_forward="swiglu", tie_embeddings=False,
     )  # fmt: skip
-    for change in changes:
-        config = GPTConfig(**base | change)
-        expect_equal(impl.parameters_by_part(config), oracle_parts(config), what=f"the parts with {change}")
+    expect_equal(sum(impl.parameters_by_part(config).values()), 6_738_415_616, what="all numbers of LLaMA 7B")
 
 
 # 12.4 and 12.5 sampling filters
@@ -368,6 +387,11 @@ def oracle_filters(row, config, seen=None):
     return row
 
 
+def between(rng, low, high):
+    """A random setting with few digits, so that a message can be read."""
+    return round(float(rng.uniform(low, high)), 2)
+
+
 def scores_of(rng, n_rows, vocab_size):
     return normal(rng, n_rows, vocab_size) * 2.0
 
@@ -391,9 +415,9 @@ def test_top_p_by_hand(impl, rng):
 @task("12.4", cases=3)
 def test_top_p_is_the_fewest_tokens_that_reach_p(impl, rng):
     logits = scores_of(rng, 4, 23)
-    for p in (1e-9, 0.1, float(rng.uniform(0.2, 0.9)), 0.9, 0.99, 0.99999):
+    for p in (1e-9, 0.1, between(rng, 0.2, 0.9), 0.9, 0.99, 0.99999):
         got = impl.keep_top_p(logits, p)
-        expect_equal(got, in_rows(oracle_top_p, logits, p), what=f"random scores with p = {p:.5f}")
+        expect_equal(got, in_rows(oracle_top_p, logits, p), what=f"random scores with p = {p:.5g}")
 
 
 @task("12.4")
@@ -437,11 +461,11 @@ def test_each_filter_alone(impl, rng):
     logits = scores_of(rng, 3, 17)
     seen = torch.from_numpy(rng.random((3, 17)) < 0.5)
     settings = (
-        {"temperature": float(rng.uniform(0.3, 0.9))}, {"temperature": float(rng.uniform(1.1, 4.0))},
+        {"temperature": between(rng, 0.3, 0.9)}, {"temperature": between(rng, 1.1, 4.0)},
         {"temperature": 2.0}, {"temperature": 0.5},
-        {"top_k": int(rng.integers(2, 16))}, {"top_k": 1}, {"top_k": 17}, {"top_p": float(rng.uniform(0.2, 0.9))},
-        {"min_p": float(rng.uniform(0.01, 0.4))}, {"min_p": 1.0},
-        {"repetition_penalty": float(rng.uniform(1.2, 3.0))}, {"repetition_penalty": 0.5},
+        {"top_k": int(rng.integers(2, 16))}, {"top_k": 1}, {"top_k": 17}, {"top_p": between(rng, 0.2, 0.9)},
+        {"min_p": between(rng, 0.01, 0.4)}, {"min_p": 1.0},
+        {"repetition_penalty": between(rng, 1.2, 3.0)}, {"repetition_penalty": 0.5},
     )  # fmt: skip
     for setting in settings:
         config = SamplingConfig(**setting)
@@ -456,11 +480,11 @@ def test_filters_in_their_order(impl, rng):
     seen = torch.from_numpy(rng.random((6, 29)) < 0.5)
     for _ in range(6):
         config = SamplingConfig(
-            repetition_penalty=float(rng.choice([1.0, rng.uniform(1.1, 3.0)])),
-            temperature=float(rng.choice([rng.uniform(0.3, 0.8), rng.uniform(1.5, 4.0)])),
+            repetition_penalty=float(rng.choice([1.0, between(rng, 1.1, 3.0)])),
+            temperature=float(rng.choice([between(rng, 0.3, 0.8), between(rng, 1.5, 4.0)])),
             top_k=int(rng.choice([0, rng.integers(4, 20)])),
-            top_p=float(rng.uniform(0.5, 0.95)),
-            min_p=float(rng.choice([0.0, rng.uniform(0.02, 0.3)])),
+            top_p=between(rng, 0.5, 0.95),
+            min_p=float(rng.choice([0.0, between(rng, 0.02, 0.3)])),
         )
         got = impl.filter_logits(logits, config, seen)
         rows = [oracle_filters(row, config, was) for row, was in zip(logits.tolist(), seen.tolist(), strict=True)]
