@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -162,7 +163,7 @@ class Grader:
         self._lock = threading.Lock()
         self._objects = library_objects(self.chapter)
         self._libraries: dict[str, Path] = {}
-        self._holes: dict[str, list[str]] = {}
+        self._requests: dict[str, dict[str, Any]] = {}
         self._reference_seconds: dict[str, float] = {}
 
     def __enter__(self) -> "Grader":
@@ -246,11 +247,22 @@ class Grader:
             RaisedThere: what the file raised while it was loaded.
             Ended: if it ended or hung.
         """
-        request = {"source": source, "task": task.id, "names": names_of(self.chapter), "own": self.holes(task)}
-        request["places"] = [(other.id, other.module, other.name) for other in self.chapter.tasks]
-        request["cut"] = [other.id for other in self.chapter.tasks if is_hole(other, self.chapter.root)]
         seconds = self.limits.allowed_seconds(0.0) if cpu_seconds is None else cpu_seconds
-        return worker.program(self.library(task), request, seconds, self.limits)
+        with self._lock:  # reading the library's source in two threads at once is more than Python 3.11 can do
+            library, request = self._library(task), {"source": source, **self._request(task)}
+        return worker.program(library, request, seconds, self.limits)
+
+    def _request(self, task: Task) -> dict[str, Any]:
+        """What the worker is told of a task."""
+        if task.id not in self._requests:
+            self._requests[task.id] = {
+                "task": task.id,
+                "names": names_of(self.chapter),
+                "own": self.holes(task),
+                "places": [(other.id, other.module, other.name) for other in self.chapter.tasks],
+                "cut": [other.id for other in self.chapter.tasks if is_hole(other, self.chapter.root)],
+            }
+        return self._requests[task.id]
 
     def impl(self, program: Program) -> Impl:
         """What the tests hold in their hand."""
@@ -266,29 +278,28 @@ class Grader:
 
     def holes(self, task: Task) -> list[str]:
         """The other tasks whose answers the tested function does not need, and therefore does not get."""
-        if task.id in self._holes:
-            return self._holes[task.id]
         needed = uses(self.chapter, task)
         for check in self.checks[task.id]:
             needed |= set(check.grading.needs)
             for other in check.grading.needs:
                 needed |= uses(self.chapter, self.chapter.task(other))
-        others = [other.id for other in self.chapter.tasks if other.id != task.id and other.id not in needed]
-        self._holes[task.id] = others
-        return others
+        return [other.id for other in self.chapter.tasks if other.id != task.id and other.id not in needed]
 
     def library(self, task: Task) -> Path:
         """A folder with the library modules that the task needs, the task itself and the `holes` cut out."""
         with self._lock:
-            if task.id not in self._libraries:
-                folder = Path(self._folder.name) / f"task-{task.id}"
-                holes = [task, *(self.chapter.task(other) for other in self.holes(task))]
-                modules = ["minillm.course.substitution", *names_of(self.chapter).values()]
-                stripped_copy(folder, holes, modules, self.chapter.root)
-                mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-                compileall.compile_dir(folder, quiet=2, invalidation_mode=mode)
-                self._libraries[task.id] = folder
-            return self._libraries[task.id]
+            return self._library(task)
+
+    def _library(self, task: Task) -> Path:
+        if task.id not in self._libraries:
+            folder = Path(self._folder.name) / f"task-{task.id}"
+            holes = [task, *(self.chapter.task(other) for other in self.holes(task))]
+            modules = ["minillm.course.substitution", *names_of(self.chapter).values()]
+            stripped_copy(folder, holes, modules, self.chapter.root)
+            mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+            compileall.compile_dir(folder, quiet=2, invalidation_mode=mode)
+            self._libraries[task.id] = folder
+        return self._libraries[task.id]
 
     def reference_seconds(self, task: Task) -> float:
         """How long the library's own function takes for the task's tests on this machine, measured once."""

@@ -3,6 +3,7 @@
 Arguments and results cross by value, through bytes, also when the other world is the library in the same process.
 """
 
+import functools
 import importlib
 import types
 import typing
@@ -100,6 +101,7 @@ class World:
         return made[-1]
 
 
+@functools.cache
 def returns_value(function: Any) -> bool:
     """Whether a library function's annotation says that it returns numbers, text, tensors, or containers of such."""
     if function is None or isinstance(function, type):

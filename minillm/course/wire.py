@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import math
+import re
 import socket
 import struct
 import sys
@@ -30,6 +31,12 @@ MAX_DEPTH = 64
 HEADER = struct.Struct(">II")  # bytes of JSON, bytes of NPZ
 DTYPES = {str(x).removeprefix("torch."): x for x in vars(torch).values() if isinstance(x, torch.dtype)}
 _SAFE_KINDS = "biufcSU"  # kinds of NumPy dtypes that hold no Python objects
+# NumPy's own reader parses the header with `ast`, which Python 3.11 cannot do in two threads at once.
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<|][biufcSU]\d{1,9})', 'fortran_order': (True|False), "
+    rb"'shape': \(((?:\d{1,18}(?:, |,)?)*)\), \} *\n",
+    re.DOTALL,
+)
 _BROKEN = (
     *(ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, OverflowError, RecursionError),
     *(MemoryError, EOFError, ImportError, zipfile.BadZipFile, struct.error, NotImplementedError),
@@ -150,15 +157,14 @@ def _read_arrays(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _read_array(data: bytes) -> np.ndarray:
-    stream = io.BytesIO(data)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise WireError("only version 1.0 of the NPY format is read")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype.kind not in _SAFE_KINDS or dtype.hasobject:
-        raise WireError(f"arrays of dtype {dtype} are not read")
-    if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
-        raise WireError(f"an array of shape {shape} does not have {len(data) - stream.tell()} bytes")
-    flat = np.frombuffer(data, np.uint8, offset=stream.tell()).copy()
+    header = _NPY_HEADER.match(data)
+    if header is None:
+        raise WireError("an array whose NPY header is not as NumPy writes it, or of a dtype that is not read")
+    dtype, fortran = np.dtype(header[1].decode("ascii")), header[2] == b"True"
+    shape = tuple(int(size) for size in header[3].replace(b",", b" ").split())
+    if math.prod(shape) * dtype.itemsize != len(data) - header.end():
+        raise WireError(f"an array of shape {shape} does not have {len(data) - header.end()} bytes")
+    flat = np.frombuffer(data, np.uint8, offset=header.end()).copy()
     if dtype.kind == "b":
         flat = (flat != 0).view(np.uint8)
     array = flat.view(dtype) if flat.size else np.empty(0, dtype)
