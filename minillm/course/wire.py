@@ -31,7 +31,7 @@ MAX_DEPTH = 64
 HEADER = struct.Struct(">II")  # bytes of JSON, bytes of NPZ
 DTYPES = {str(x).removeprefix("torch."): x for x in vars(torch).values() if isinstance(x, torch.dtype)}
 _SAFE_KINDS = "biufcSU"  # kinds of NumPy dtypes that hold no Python objects
-# NumPy's own reader parses the header with `ast`, which Python 3.11 cannot do in two threads at once.
+# NumPy's own reader evaluates the header with `ast`, which is more than is needed and, in Python 3.11, not for threads.
 _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '([<|][biufcSU]\d{1,9})', 'fortran_order': (True|False), "
     rb"'shape': \(((?:\d{1,18}(?:, |,)?)*)\), \} *\n",
