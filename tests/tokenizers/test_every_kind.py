@@ -1,4 +1,4 @@
-"""What all four tokenizers promise alike, and what is special to characters and words."""
+"""What all lossless tokenizers, and those of characters and words, promise alike, and what is special to characters and words."""
 
 import json
 import os
