@@ -164,7 +164,7 @@ def test_clipping_equals_torch(impl, rng):
         theirs = copied(parameters)
         norm = torch.nn.utils.clip_grad_norm_(theirs, max_norm)
         found, (after,) = impl.clip_gradients.after(parameters, max_norm=max_norm)
-        what = f"gradients of size {size:g} with max_norm {max_norm:g}"
+        what = f"gradients of size {size:g} with max_norm {max_norm:g} (all together have norm {float(norm):.4g})"
         expect_close(found, norm, what=f"the norm returned for {what}")
         expect_gradients(after, theirs, what)
         for new, old in zip(after, parameters, strict=True):
@@ -226,6 +226,7 @@ def test_clipping_what_is_not_finite(impl):
 # --- 17.4 accumulation
 
 V = 6
+UNEVEN = "5 rows with 1, 4, 4, 4 and 0 counted targets"
 
 
 def uneven_batch(rng, n_rows=5):
@@ -250,8 +251,8 @@ def test_accumulation_equals_the_whole_batch(impl, rng):
         model = impl.Embedding(V, V, std=1.0, generator=Seeded(int(rng.integers(1000)))).double()
         expected, gradient = whole_batch(model.get("weight"), inputs, targets)
         loss = impl.accumulate_gradients(model, inputs, targets, n_parts)
-        expect_close(loss, expected, what=f"the mean loss in {n_parts} parts")
-        expect_close(model.get("weight").grad, gradient, what=f"the gradient accumulated in {n_parts} parts")
+        expect_close(loss, expected, what=f"the mean loss in {n_parts} parts ({UNEVEN})")
+        expect_close(model.get("weight").grad, gradient, what=f"the gradient accumulated in {n_parts} parts ({UNEVEN})")
 
 
 @task("17.4")
@@ -422,7 +423,8 @@ def test_capture_is_a_copy(impl, rng):
         one_step(model, optimizer, rng)
     noise.manual_seed(10_000)
     for name in names:
-        expect_equal(state.get(name), before[name], what=f"the captured {name} after two more steps of the run")
+        what = f"the captured {name}, which must stay as it was, after two more steps of the run"
+        expect_equal(state.get(name), before[name], what=what)
 
 
 @task("17.7")
@@ -468,7 +470,8 @@ def test_a_state_can_be_restored_twice(impl, rng):
             one_step(model, optimizer, rng)
         noise.manual_seed(10_000)
         for name, right in before.items():
-            expect_equal(state.get(name), right, what=f"the state's {name} after two steps of the restored run")
+            what = f"the state's {name}, which must stay as it was, after two steps of the restored run"
+            expect_equal(state.get(name), right, what=what)
     expect_equal(impl.restore_state(state, model, optimizer), 5, what="the step, without generators")
 
 
