@@ -1,4 +1,4 @@
-"""What all lossless tokenizers, and those of characters and words, promise alike, and what is special to characters and words."""
+"""What our tokenizers promise alike, and what is special to characters and words (WordPiece: test_wordpiece)."""
 
 import json
 import os
