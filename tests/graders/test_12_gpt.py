@@ -93,11 +93,11 @@ def test_block_part_by_part(impl, rng):
     }
     without_both = state | silent["attention.output"] | silent["feed_forward.down"]
     block.load_state_dict(without_both)
-    expect_close(block(x), x, what="the vectors after a block whose parts both write zeros: they must pass unchanged;")
+    expect_close(block(x), x, what="the vectors after a block whose parts both write zeros (they must pass unchanged)")
     for part, name in (("feed_forward.down", "attention"), ("attention.output", "the feed-forward layer")):
         weights = state | silent[part]
         block.load_state_dict(weights)
-        what = f"what {name} adds, when the other part writes zeros (x + part(norm(x)), each part with its own norm),"
+        what = f"what {name} adds when the other part writes zeros (part(norm(x)), each part with a norm of its own)"
         expect_close(block(x) - x, oracle_block(x, weights, config) - x, 1e-9, what=what)
 
 
