@@ -4,6 +4,7 @@ import pytest
 from helpers.toy_course import EXERCISE, GRADER, WRONG, write_toy_course
 
 from minillm.course import gates
+from minillm.course.attacks import Attack
 from minillm.course.changes import changed_files, touched
 from minillm.course.gates import Bench, Depth
 from minillm.course.remote import Worker
@@ -121,6 +122,16 @@ def test_g5_catches_arguments_that_do_not_hold(bench):
     found = failures(gates.mutants_die, toy)
     assert f"argues a mutant that fails (task 8.2): {dead}" in found
     assert "argues a mutant that task 8.2 does not have: `a` became `b`" in found
+
+
+def test_g6_catches_a_grader_that_believes_a_guess(bench, monkeypatch):
+    guess = Attack("right_shape", "import torch\n\n\ndef attack(*args):\n    return torch.ones(2, 5, 12)\n")
+    impossible = Attack("never_tried", "def attack(*args):\n    return None\n", ("no such protection",))
+    monkeypatch.setattr(gates, "read_attacks", lambda root: [guess, impossible])
+    toy = bench(grader=HEAD + SHAPES_ONLY)
+    outcome = gates.run_gate(gates.attacks_get_nothing, toy)
+    assert outcome.failures == ("the attack right_shape gets 1 points for task 8.2",)
+    assert outcome.summary == "1 attacks, 1 left out for lack of protection"
 
 
 def test_g7_catches_a_stale_exercise_and_an_answer_in_it(bench):
