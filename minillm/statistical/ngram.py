@@ -1,37 +1,29 @@
-"""Language models that count: uniform (order 0), unigram (1), bigram (2), trigram (3) and so on, with add-k smoothing.
+"""N-gram models that share what they keep for the unseen equally: uniform (order 0), add-k and Good-Turing.
 
-All n-grams of a text are kept as a few sorted integer arrays, one pair per length: level m holds every distinct run
-of m ids as `node of its first m-1 ids * V + last id`, and how often it occurs. Looking up a whole text is one binary
-search per level.
+A text is predicted id by id from the last order - 1 ids. Models that ask a shorter context about the unseen are made by
+`minillm.statistical.smoothing`.
 
-Dimensions: V vocabulary, N ids of a text.
+Dimensions: V vocabulary, N ids of a text, n n-grams of one level.
 """
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
 from minillm.errors import ConfigError, DataError
+from minillm.statistical.counts import (
+    NGramCounts,
+    NGramLevel,
+    check_sizes,
+    checked_ids,
+    count_ngrams,
+    count_of_counts,
+    find,
+)
 
-DENSE_KEYS = 1 << 23  # up to so many possible keys, counting in a table is faster than sorting
-
-
-@dataclass(frozen=True)
-class NGramLevel:
-    """The distinct n-grams of one length m, sorted. Place -1 stands for "never seen": both counts end with an extra 0.
-
-    Attributes:
-        keys: (n_grams,) int64, sorted: place of the first m-1 ids in the level below, times V, plus the last id.
-        counts: (n_grams + 1,) int64, how often each occurs.
-        context_counts: (n_contexts + 1,) int64, how often each (m-1)-gram of the level below is followed by anything.
-    """
-
-    keys: np.ndarray
-    counts: np.ndarray
-    context_counts: np.ndarray
+TURING_LARGEST = 5  # greater counts are reliable as they are (Katz 1987)
 
 
 class NGramModel:
@@ -52,8 +44,7 @@ class NGramModel:
         Raises:
             ConfigError: if one of them is out of range.
         """
-        if order < 0 or vocab_size < 1:
-            raise ConfigError(f"order must be at least 0 and vocab_size at least 1, not {order} and {vocab_size}")
+        check_sizes(order, vocab_size)
         self.order, self.vocab_size, self.add_k = order, vocab_size, _checked_k(add_k)
         self.levels: list[NGramLevel] | None = None
 
@@ -69,18 +60,31 @@ class NGramModel:
         Raises:
             DataError: if there is no id, or one is outside the vocabulary.
         """
-        ids = _checked_ids(ids, self.vocab_size)
-        if len(ids) == 0:
-            raise DataError("an n-gram model cannot be fitted on an empty text; expected at least one id")
-        self.levels = []
-        nodes = np.zeros(len(ids) + 1, np.int64)   # of the empty n-gram, before each id
-        n_contexts = 1
-        for length in range(1, self.order + 1):
-            keys = nodes[:-1] * self.vocab_size + ids[length - 1 :]
-            level, nodes = _count(keys, n_contexts, self.vocab_size)
-            self.levels.append(level)
-            n_contexts = len(level.keys)
+        return self.fit_counts(count_ngrams(ids, self.order, self.vocab_size))
+
+    def fit_counts(self, counts: NGramCounts) -> Self:
+        """Use n-grams that have been counted already.
+
+        Raises:
+            ConfigError: if they are of another order or vocabulary.
+        """
+        if (counts.order, counts.vocab_size) != (self.order, self.vocab_size):
+            raise ConfigError(
+                f"the counts are of order {counts.order} and vocabulary {counts.vocab_size}, "
+                f"the model is of order {self.order} and vocabulary {self.vocab_size}"
+            )
+        self.levels = list(counts.levels)
         return self
+
+    @property
+    def n_entries(self) -> int:
+        """How many n-grams of all lengths the model keeps."""
+        return sum(len(level.keys) for level in self.levels or [])
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the counts."""
+        return sum(array.nbytes for level in self.levels or [] for array in vars(level).values())
 
     def log_probabilities(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """log p(id | the ids before it) for every id of a text.
@@ -97,18 +101,51 @@ class NGramModel:
         Raises:
             DataError: if the model was not fitted, or an id is outside the vocabulary.
         """
-        ids = _checked_ids(ids, self.vocab_size)
-        if self.levels is None:
-            raise DataError("this n-gram model has not counted anything yet; call fit first")
+        ids = checked_ids(ids, self.vocab_size)
+        levels = self._fitted_levels()
         log_probabilities = np.full(len(ids), -np.log(self.vocab_size))  # (N,)
         nodes = np.zeros(len(ids) + 1, np.int64)
-        for length, level in enumerate(self.levels[: len(ids)], start=1):
+        for length, level in enumerate(levels[: len(ids)], start=1):
             contexts = nodes[:-1]
-            nodes = _find(level.keys, np.where(contexts < 0, -1, contexts * self.vocab_size + ids[length - 1 :]))
-            above = level.counts[nodes] + self.add_k
-            below = level.context_counts[contexts] + self.add_k * self.vocab_size
-            log_probabilities[length - 1 :] = np.log(above / below)
+            nodes = find(level.keys, contexts * self.vocab_size + ids[length - 1 :])  # behind -1 all keys are negative
+            above, below = self.shares(length)
+            log_probabilities[length - 1 :] = np.log(above[nodes] / below[contexts])
         return log_probabilities
+
+    def distribution(self, context: Sequence[int] | np.ndarray) -> np.ndarray:
+        """p(x | context) for every id x.
+
+        Args:
+            context: (T,) integers; the last order - 1 of them count. A shorter one is as at the beginning of a text.
+
+        Returns:
+            (V,) float64 that sums to 1.
+
+        Raises:
+            DataError: if the model was not fitted, or an id is outside the vocabulary.
+        """
+        context = checked_ids(context, self.vocab_size)
+        levels = self._fitted_levels()
+        if self.order == 0:
+            return np.full(self.vocab_size, 1 / self.vocab_size)
+        context = context[max(0, len(context) - self.order + 1) :]
+        node = np.zeros(1, np.int64)
+        for level, token_id in zip(levels, context, strict=False):
+            node = find(level.keys, node * self.vocab_size + token_id)
+        above, below = self.shares(len(context) + 1)
+        if node[0] < 0:
+            return np.full(self.vocab_size, above[-1] / below[-1])
+        following = node[0] * self.vocab_size + np.arange(self.vocab_size)
+        return above[find(levels[len(context)].keys, following)] / below[node[0]]
+
+    def shares(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numerators of the n-grams of one length and denominators of their contexts; each ends with "never seen".
+
+        Returns:
+            (n + 1,) and (n_contexts + 1,) float64.
+        """
+        level = self._fitted_levels()[length - 1]
+        return level.counts + self.add_k, level.context_counts + self.add_k * self.vocab_size
 
     def with_add_k(self, add_k: float) -> Self:
         """The same counts smoothed with another k; nothing is counted again.
@@ -122,6 +159,77 @@ class NGramModel:
         other = copy.copy(self)
         other.add_k = _checked_k(add_k)
         return other
+
+    def _fitted_levels(self) -> list[NGramLevel]:
+        if self.levels is None:
+            raise DataError("this n-gram model has not counted anything yet; call fit first")
+        return self.levels
+
+
+class GoodTuringModel(NGramModel):
+    """p(x | context) = r*(context, x) / sum of r*(context, anything), with Good-Turing's adjusted counts r*.
+
+    Every n-gram that was not seen has the same adjusted count, (number of n-grams seen once) / (number not seen), where
+    the first is taken as at least 1. A context that was never seen gives 1 / V.
+
+    Source:
+        Good 1953, "The population frequencies of species"; Chen and Goodman 1998, section 2.2.
+    """
+
+    def __init__(self, order: int, vocab_size: int):
+        """An empty model; see `NGramModel`."""
+        super().__init__(order, vocab_size)
+        self._shares: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def fit_counts(self, counts: NGramCounts) -> Self:
+        """Use n-grams that have been counted already; the adjusted counts are computed here, once."""
+        super().fit_counts(counts)
+        self._shares = [self._adjust(length, level) for length, level in enumerate(counts.levels, start=1)]
+        return self
+
+    def shares(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Adjusted counts and their sums; see `NGramModel.shares`."""
+        self._fitted_levels()
+        return self._shares[length - 1]
+
+    def _adjust(self, length: int, level: NGramLevel) -> tuple[np.ndarray, np.ndarray]:
+        counts = level.counts[:-1]
+        n_with = count_of_counts(counts, TURING_LARGEST + 1)
+        table = good_turing_counts(n_with)
+        adjusted = np.where(counts <= TURING_LARGEST, table[np.minimum(counts, TURING_LARGEST)], counts)
+        n_unseen = float(self.vocab_size) ** length - len(counts)
+        unseen = max(1.0, n_with[1]) / n_unseen if n_unseen > 0 else 0.0
+        contexts = level.keys // self.vocab_size
+        n_contexts = len(level.context_counts) - 1
+        totals = np.bincount(contexts, weights=adjusted, minlength=n_contexts)
+        totals = totals + (self.vocab_size - np.bincount(contexts, minlength=n_contexts)) * unseen
+        return np.append(adjusted, unseen), np.append(totals, self.vocab_size * unseen)
+
+
+def good_turing_counts(n_with: np.ndarray) -> np.ndarray:
+    """How often what was seen r times will be seen in another text as long: r* = (r+1) n_{r+1} / n_r.
+
+    Args:
+        n_with: (R + 2,) integers; n_with[r] is how many n-grams were seen exactly r times, for r = 0 .. R+1. The entry
+            for r = 0 is not looked at.
+
+    Returns:
+        (R + 1,) float64: r* for r = 0 .. R. Entry 0 is 0 (what the unseen get depends on how many there are). Where the
+        estimate cannot be used, r* = r: where n_r or n_{r+1} is 0, and where it would raise a count instead of lowering
+        it.
+
+    Source:
+        Good 1953, equation 2 (there r* = (r+1) E(n_{r+1}) / E(n_r)); the exceptions are ours.
+
+    Example:
+        >>> good_turing_counts(np.array([0, 10, 4, 3])).tolist()
+        [0.0, 0.8, 2.0]
+    """
+    r = np.arange(len(n_with) - 1)                                        # (R + 1,)
+    here, above = n_with[:-1], n_with[1:]
+    estimate = (r + 1) * above / np.maximum(here, 1)
+    usable = (r > 0) & (here > 0) & (above > 0) & (estimate < r)
+    return np.where(usable, estimate, r)
 
 
 def choose_add_k(
@@ -151,38 +259,7 @@ def choose_add_k(
     return max(models, key=lambda candidate: candidate.log_probabilities(held_out_ids).sum())
 
 
-def _count(keys: np.ndarray, n_contexts: int, vocab_size: int) -> tuple[NGramLevel, np.ndarray]:
-    """The level of these packed n-grams, and the place in it of each of them."""
-    if n_contexts * vocab_size <= DENSE_KEYS:
-        dense = np.bincount(keys, minlength=n_contexts * vocab_size)
-        distinct = np.flatnonzero(dense)
-        counts, nodes = dense[distinct], (np.cumsum(dense > 0) - 1)[keys]
-    else:
-        distinct, nodes, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    context_counts = np.bincount(distinct // vocab_size, weights=counts, minlength=n_contexts).astype(np.int64)
-    return NGramLevel(distinct, np.append(counts, 0), np.append(context_counts, 0)), nodes
-
-
-def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Place of each wanted key in the sorted keys, or -1."""
-    if len(keys) == 0:
-        return np.full(len(wanted), -1, np.int64)
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, places, -1)
-
-
 def _checked_k(add_k: float) -> float:
     if not 0 < add_k < float("inf"):
         raise ConfigError(f"add_k must be a number above 0, not {add_k}; at 0 an unseen id would be impossible")
     return float(add_k)
-
-
-def _checked_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
-    array = np.asarray(ids)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise DataError(f"ids must be a one-dimensional array of integers, not {array.dtype} of shape {array.shape}")
-    array = array.astype(np.int64)
-    wrong = np.flatnonzero((array < 0) | (array >= vocab_size))
-    if wrong.size:
-        raise DataError(f"id {array[wrong[0]]} at position {wrong[0]} is outside the vocabulary of {vocab_size}")
-    return array

@@ -9,7 +9,7 @@ import pytest
 from nltk.lm import Lidstone
 
 from minillm.errors import ConfigError, DataError
-from minillm.statistical import ngram
+from minillm.statistical import counts
 from minillm.statistical.ngram import NGramModel, choose_add_k
 
 
@@ -29,7 +29,7 @@ def log_probability_by_hand(train, context, x, vocab_size, add_k):
 @pytest.mark.parametrize("dense_keys", [0, 1 << 23], ids=["sorted", "dense"])
 @pytest.mark.parametrize("add_k", [1.0, 0.03])
 def test_the_definition(order, dense_keys, add_k, monkeypatch):
-    monkeypatch.setattr(ngram, "DENSE_KEYS", dense_keys)
+    monkeypatch.setattr(counts, "DENSE_KEYS", dense_keys)
     train, text = random_ids(60, 4, seed=0).tolist(), random_ids(40, 5, seed=1).tolist()
     found = NGramModel(order, 5, add_k).fit(train).log_probabilities(text)
     expected = [
