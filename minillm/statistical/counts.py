@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minillm.errors import ConfigError, DataError
+from minillm.statistical.hashing import HashIndex
 
 DENSE_KEYS = 1 << 23  # up to so many possible keys, counting in a table is faster than sorting
 CHUNK_IDS = 1 << 21   # ids counted at a time: about 150 MB of temporary arrays
@@ -302,11 +303,14 @@ def _count_piece(ids: np.ndarray, order: int, vocab_size: int, boundary: int | N
         allowed = slice(None) if barrier is None else last - (length - 1) >= barrier[last]
         last, contexts = last[allowed], nodes[:-1][: len(last)][allowed]
         keys = contexts * vocab_size + ids[last]
-        distinct, places, counts = _distinct(keys, last >= n_carried, n_contexts * vocab_size)
+        distinct, counts = _distinct(keys, n_contexts * vocab_size)
+        old = keys[: np.searchsorted(last, n_carried)]
+        np.subtract.at(counts, np.searchsorted(distinct, old), 1)
         levels.append(_level(distinct, counts, n_contexts, vocab_size))
         n_contexts = len(distinct)
-        nodes = np.full(max(1, len(ids) - length + 1), -1, np.int64)
-        nodes[last - (length - 1)] = places
+        if length < order:
+            nodes = np.full(max(1, len(ids) - length + 1), -1, np.int64)
+            nodes[last - (length - 1)] = _places(distinct, keys)
     return NGramCounts(vocab_size, tuple(levels), boundary)
 
 
@@ -318,16 +322,24 @@ def _last_before(ids: np.ndarray, boundary: int | None) -> np.ndarray | None:
     return np.concatenate([[0], last[:-1]])
 
 
-def _distinct(keys: np.ndarray, counted: np.ndarray, n_possible: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distinct keys, sorted; which of them each key is; and how often each occurs where `counted` is True."""
+def _distinct(keys: np.ndarray, n_possible: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct keys, sorted, and how often each occurs."""
     if n_possible <= DENSE_KEYS:
-        present = np.bincount(keys, minlength=n_possible) > 0
-        distinct, places = np.flatnonzero(present), (np.cumsum(present) - 1)[keys]
-    else:
-        distinct, places = np.unique(keys, return_inverse=True)
-    if counted.all():
-        return distinct, places, np.bincount(places, minlength=len(distinct))
-    return distinct, places, np.bincount(places[counted], minlength=len(distinct))
+        table = np.bincount(keys, minlength=n_possible)
+        distinct = np.flatnonzero(table)
+        return distinct, table[distinct]
+    ordered = np.sort(keys)
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    return ordered[starts], np.diff(starts, append=len(ordered))
+
+
+def _places(distinct: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Which of the distinct keys each key is; all are there."""
+    if len(distinct) and distinct[-1] < DENSE_KEYS:
+        table = np.zeros(distinct[-1] + 1, np.int64)
+        table[distinct] = np.arange(len(distinct))
+        return table[keys]
+    return HashIndex(distinct).find(distinct, keys)
 
 
 def _level(keys: np.ndarray, counts: np.ndarray, n_contexts: int, vocab_size: int) -> NGramLevel:
