@@ -24,6 +24,7 @@ FAMILIES = {
 # Widths from `small` up are multiples of 256: block formats of quantized weights need it.
 SIZES = {
     "nano": {"n_layers": 2, "n_heads": 2, "d_model": 64},
+    "mini": {"n_layers": 3, "n_heads": 2, "d_model": 128},         # few wide heads: they learn to look things up sooner
     "tiny": {"n_layers": 4, "n_heads": 4, "d_model": 128},
     "small": {"n_layers": 4, "n_heads": 4, "d_model": 256},
     "medium": {"n_layers": 6, "n_heads": 8, "d_model": 512},

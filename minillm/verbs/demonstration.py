@@ -25,8 +25,8 @@ TEXT = Settings(
     validate_every=20, sample_every=70, checkpoint_every=70,
 )  # fmt: skip
 WORLD = Settings(
-    data=("tinyworld-en",), rows="documents", steps=1750, vocab_size=512, max_seq_len=192, batch_size=8,
-    weight_decay=0.0, validate_every=250, sample_every=500, checkpoint_every=500, log_every=10,
+    data=("tinyworld-en",), size="mini", rows="documents", steps=1200, vocab_size=512, max_seq_len=192, batch_size=8,
+    weight_decay=0.0, validate_every=200, sample_every=400, checkpoint_every=400, log_every=10,
 )  # fmt: skip
 QUICK = {"steps": 20, "size": "nano", "validate_every": 10, "sample_every": 20, "checkpoint_every": 10}
 TRAINING_STORIES, VALIDATION_STORIES = 14_000, 300
