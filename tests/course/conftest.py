@@ -10,6 +10,8 @@ from minillm.course.remote import Limits, Worker
 from minillm.course.skeleton import reference_file, skeleton
 from minillm.course.syllabus import ROOT
 
+collect_ignore_glob = ["attacks/*"]  # hostile programs: pytest, which imports what it collects for doctests, must not
+
 EXERCISE = """
 title = "Small"
 given = ["minillm.nn.attention:SelfAttention"]
