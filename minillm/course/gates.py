@@ -435,7 +435,7 @@ def run_gates(chapters: Sequence[CourseChapter], depth: Depth) -> Iterator[Row]:
     tqdm.monitor_interval = 0  # a thread of its own would be in the way of forks
     workers = [Worker() for _ in range(N_PROCESSES)]
     try:
-        with tqdm(total=len(chapters) * len(GATES), unit="gate", dynamic_ncols=True) as bar:
+        with tqdm(total=len(chapters) * len(GATES), unit="gate", dynamic_ncols=True, disable=None) as bar:
             for chapter in chapters:
                 bench = Bench(chapter, depth, workers, lambda text: now_and_then(bar, text))
                 for name, gate in GATES.items():
