@@ -450,7 +450,9 @@ def run_gates(chapters: Sequence[CourseChapter], depth: Depth) -> Iterator[Row]:
 
 
 def now_and_then(bar: tqdm, text: str) -> None:
-    """Show a word behind the bar, unless it was drawn a moment ago."""
+    """Show a word behind the bar, unless it was drawn a moment ago; a log has no bar."""
+    if bar.disable:
+        return
     bar.set_postfix_str(text, refresh=False)
     if time.time() - bar.last_print_t > SHOW_SECONDS:
         bar.refresh()
