@@ -227,9 +227,8 @@ def good_turing_counts(n_with: np.ndarray) -> np.ndarray:
     """
     r = np.arange(len(n_with) - 1)                                        # (R + 1,)
     here, above = n_with[:-1], n_with[1:]
-    estimate = (r + 1) * above / np.maximum(here, 1)
-    usable = (r > 0) & (here > 0) & (above > 0) & (estimate < r)
-    return np.where(usable, estimate, r)
+    usable = (above > 0) & ((r + 1) * above < r * here)
+    return np.divide((r + 1) * above, here, out=r.astype(float), where=usable)
 
 
 def choose_add_k(

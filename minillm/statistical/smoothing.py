@@ -80,7 +80,7 @@ def modified_discounts(n_with: np.ndarray) -> np.ndarray:
         >>> modified_discounts(np.array([0, 8, 4, 2, 1])).tolist()
         [0.0, 0.5, 1.25, 2.0]
     """
-    n1, n2, n3, n4 = (int(n) for n in n_with[1:5])
+    n1, n2, n3, n4 = n_with[1:5].tolist()
     if min(n1, n2, n3) == 0:
         return np.array(FALLBACK_DISCOUNTS)
     share = n1 / (n1 + 2 * n2)
@@ -187,9 +187,9 @@ def katz_discounts(n_with: np.ndarray) -> np.ndarray:
 def em_step(weights: np.ndarray, probabilities: np.ndarray, known: np.ndarray) -> np.ndarray:
     """One round of expectation and maximisation for the weights of Jelinek and Mercer.
 
-    The model asks the longest context first. Level m answers with probability weights[m]; if it does not, the next
-    shorter one is asked, and the uniform distribution, at the end, always answers. A level that does not know the
-    context never answers. So
+    Levels 1 .. K are contexts of 0 .. K-1 ids; the longest is asked first. Level m answers with probability weight_m;
+    if it does not, the next shorter one is asked, and level 0, the uniform distribution, always answers. A level that
+    does not know the context never answers. So
 
         p(x) = sum over m of  weight_m * (1 - weight_{m+1}) * .. * (1 - weight_K) * p_m(x)
 
@@ -197,10 +197,10 @@ def em_step(weights: np.ndarray, probabilities: np.ndarray, known: np.ndarray) -
     how often it answered, out of the times it was asked and knew.
 
     Args:
-        weights: (K,) float64 between 0 and 1, of the contexts of 0, 1, .. K-1 ids.
-        probabilities: (N, K+1) float64: of each id of a held-out text; column 0 is the uniform distribution, above 0;
-            column m is what level m alone says, and may be 0.
-        known: (N, K) bool: whether level m knows the context of this id (column m-1 here).
+        weights: (K,) float64 between 0 and 1, of levels 1 .. K: weight_m is weights[m - 1].
+        probabilities: (N, K+1) float64: for each id of a held-out text, column m is what level m alone says of it.
+            Column 0 is above 0, the others may be 0.
+        known: (N, K) bool: whether level m knows the context of this id; level m is column m - 1 here.
 
     Returns:
         (K,) float64, the new weights; a level that was never asked keeps its weight. The held-out text is never less
@@ -221,7 +221,7 @@ def em_step(weights: np.ndarray, probabilities: np.ndarray, known: np.ndarray) -
     shares = joint / joint.sum(axis=1, keepdims=True)                                      # (N, K+1)
     reached = np.cumsum(shares, axis=1)[:, 1:]                                             # level m was asked
     answered, times = (shares[:, 1:] * known).sum(axis=0), (reached * known).sum(axis=0)
-    return np.where(times > 0, answered / np.where(times > 0, times, 1.0), weights)
+    return np.divide(answered, times, out=weights.astype(float), where=times > 0)
 
 
 def interpolated_model(
