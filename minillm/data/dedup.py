@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import chain
+from itertools import chain, combinations
 
 import numpy as np
 
@@ -109,9 +109,8 @@ def shingles(text: str, n_words: int = 5) -> set[tuple[str, ...]]:
     if n_words < 1:
         raise ConfigError(f"n_words must be at least 1, not {n_words}")
     words = words_of(text)
-    if len(words) <= n_words:
-        return {tuple(words)} if words else set()
-    return {tuple(words[start : start + n_words]) for start in range(len(words) - n_words + 1)}
+    runs = {tuple(words[start : start + n_words]) for start in range(len(words) - n_words + 1)}
+    return runs if runs or not words else {tuple(words)}
 
 
 def jaccard(first: set, second: set) -> float:
@@ -212,10 +211,10 @@ class MinHash:
 
 
 def minhash(hashes: np.ndarray, starts: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The least value of every hash function over the shingles of every text.
+    """`signature` of many texts, a block that fits into the cache at a time.
 
-    s[i, k] = min over x of text i of (a_k x + b_k mod 2^64) div 2^32. For a random order of all shingles the first one
-    of A or B is in both with probability J(A, B), so the share of equal places in two signatures estimates J.
+    For a random order of all shingles the first one of A or B is in both with probability J(A, B), so the share of
+    equal places in two signatures estimates J.
 
     Args:
         hashes: uint64 shingles of all texts, one text after the other.
@@ -225,9 +224,6 @@ def minhash(hashes: np.ndarray, starts: np.ndarray, a: np.ndarray, b: np.ndarray
 
     Returns:
         (n, K) uint32; 2^32 - 1 in the rows of texts that have no shingle.
-
-    Source:
-        Broder 1997; multiply-shift hashing: Dietzfelbinger et al. 1997.
     """
     signatures = np.full((len(starts) - 1, len(a)), 0xFFFFFFFF, dtype=np.uint32)
     full = np.flatnonzero(np.diff(starts))
@@ -244,6 +240,33 @@ def minhash(hashes: np.ndarray, starts: np.ndarray, a: np.ndarray, b: np.ndarray
             signatures[rows, k] = np.minimum.reduceat(values, inside) >> np.uint64(32)
         first += len(rows)
     return signatures
+
+
+def signature(hashes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The MinHash signature of one text: for every hash function its least value over the shingles.
+
+    s[k] = min over x of (a_k x + b_k mod 2^64) div 2^32. Unsigned 64-bit numbers are taken modulo 2^64 by themselves.
+
+    Args:
+        hashes: (n,) uint64, the text's shingles; repeated ones change nothing.
+        a: (K,) uint64.
+        b: (K,) uint64.
+
+    Returns:
+        (K,) uint32; 2^32 - 1 everywhere if there is no shingle.
+
+    Source:
+        Broder 1997; multiply-shift hashing: Dietzfelbinger et al. 1997.
+
+    Example:
+        >>> x, a, b = (np.array(row, dtype=np.uint64) for row in ([3 << 32, 1 << 33], [1, 3], [0, 1 << 32]))
+        >>> signature(x, a, b).tolist()
+        [2, 7]
+    """
+    if len(hashes) == 0:
+        return np.full(len(a), 0xFFFFFFFF, dtype=np.uint32)
+    values = a[:, None] * hashes + b[:, None]  # (K, n)
+    return (values >> 32).min(axis=1).astype(np.uint32)
 
 
 def estimated_jaccard(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -286,11 +309,41 @@ def s_curve(similarity: np.ndarray, n_bands: int, n_rows: int) -> np.ndarray:
     return 1 - (1 - np.asarray(similarity, dtype=np.float64) ** n_rows) ** n_bands
 
 
-def lsh_candidates(signatures: np.ndarray, n_bands: int, largest_bucket: int = 200) -> np.ndarray:
+def band_pairs(signatures: np.ndarray, n_bands: int) -> set[tuple[int, int]]:
     """The pairs of texts that agree in all places of at least one band.
 
-    A signature of K places is cut into `n_bands` bands of K / n_bands neighbouring places. Texts with an equal band
-    share a bucket, and all pairs of a bucket are candidates. In a bucket of more than `largest_bucket` texts (a
+    A signature of K places is cut into `n_bands` bands of K / n_bands neighbouring places. Texts that are equal in the
+    same band share a bucket, and all pairs of a bucket are candidates. `lsh_candidates` does the same for many texts.
+
+    Args:
+        signatures: (n, K) integers.
+        n_bands: divides K.
+
+    Returns:
+        Pairs (i, j) of text numbers with i < j.
+
+    Raises:
+        ConfigError: if n_bands is below 1 or does not divide K.
+
+    Example:
+        >>> sorted(band_pairs(np.array([[1, 2, 3, 4], [1, 2, 0, 0], [9, 9, 3, 4]]), n_bands=2))
+        [(0, 1), (0, 2)]
+    """
+    n_places = signatures.shape[1]
+    if n_bands < 1 or n_places % n_bands:
+        raise ConfigError(f"n_bands must divide the {n_places} places of a signature, not {n_bands}")
+    pairs = set()
+    for band in np.split(signatures, n_bands, axis=1):
+        buckets = {}
+        for text, part in enumerate(band.tolist()):
+            buckets.setdefault(tuple(part), []).append(text)
+        for members in buckets.values():
+            pairs.update(combinations(members, 2))
+    return pairs
+
+
+def lsh_candidates(signatures: np.ndarray, n_bands: int, largest_bucket: int = 200) -> np.ndarray:
+    """`band_pairs` by sorting, as an array. In a bucket of more than `largest_bucket` texts (a
     million copies of one page have 5e11 pairs) only the pairs with its first text are.
 
     Args:

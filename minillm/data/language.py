@@ -55,7 +55,7 @@ class LanguageIdentifier:
         ('en', 'de', ('unknown', 0.0))
     """
 
-    def __init__(self, counts: Mapping[str, Mapping[str, int]], order: int = 3, alpha: float = 1e-6):
+    def __init__(self, counts: Mapping[str, Mapping[str, int]], order: int = 3, alpha: float = 1e-4):
         if len(counts) < 2 or not all(counts.values()):
             raise DataError("at least two languages are needed, each with some letters to learn from")
         if not 0 < alpha < math.inf:
@@ -69,7 +69,7 @@ class LanguageIdentifier:
             self.seen[language] = {gram: math.log(count / n_grams + alpha) - total for gram, count in known.items()}
 
     @classmethod
-    def train(cls, texts: Mapping[str, Iterable[str]], order: int = 3, alpha: float = 1e-6) -> "LanguageIdentifier":
+    def train(cls, texts: Mapping[str, Iterable[str]], order: int = 3, alpha: float = 1e-4) -> "LanguageIdentifier":
         """Count the n-grams of the texts of each language."""
         counts = {}
         for language, documents in texts.items():

@@ -11,6 +11,7 @@ from minillm.data.dedup import (
     ExactDuplicates,
     MinHash,
     NearDuplicateIndex,
+    band_pairs,
     components,
     estimated_jaccard,
     hashed_shingles,
@@ -19,6 +20,7 @@ from minillm.data.dedup import (
     near_duplicates,
     s_curve,
     shingles,
+    signature,
     words_of,
 )
 from minillm.errors import ConfigError, DataError
@@ -88,6 +90,7 @@ def test_minhash_is_the_least_of_each_function_whatever_the_blocks():
         row = [int(x) for x in hashes[starts[place] : starts[place + 1]]]
         expected = [min(((a[k] * x + b[k]) % 2**64 >> 32 for x in row), default=2**32 - 1) for k in range(4)]
         assert got[place].tolist() == expected
+        assert signature(hashes[starts[place] : starts[place + 1]], *family.multipliers()).tolist() == expected
 
 
 def test_candidates_by_brute_force():
@@ -99,6 +102,7 @@ def test_candidates_by_brute_force():
             [i, j] for i in range(60) for j in range(i + 1, 60) if any((part[i] == part[j]).all() for part in parts)
         ]
         assert lsh_candidates(signatures, n_bands).tolist() == expected
+        assert sorted(map(list, band_pairs(signatures, n_bands))) == expected
     crowd = lsh_candidates(np.zeros((30, 4)), 2, largest_bucket=5)
     assert crowd.tolist() == [[0, other] for other in range(1, 30)]
     assert lsh_candidates(np.zeros((0, 4), int), 2).shape == (0, 2)
