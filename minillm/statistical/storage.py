@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 
 from minillm.errors import CheckpointError
+from minillm.statistical.counts import NGramCounts, NGramLevel, check_sizes
+
+COUNTS_FORMAT = "minillm n-gram counts 1"
 
 
 def save_arrays(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
@@ -45,3 +48,46 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.nda
     if not isinstance(header, dict) or header.get("format") != kind:
         raise CheckpointError(f"{path} is not of the format {kind!r}")
     return header, arrays
+
+
+def save_counts(counts: NGramCounts, path: str | Path) -> None:
+    """Write count tables to one file; every smoothing method can be made of them again."""
+    arrays = {
+        f"{name}_{length}": array
+        for length, level in enumerate(counts.levels, start=1)
+        for name, array in vars(level).items()
+    }
+    header = {"vocab_size": counts.vocab_size, "order": counts.order, "boundary": counts.boundary}
+    save_arrays(Path(path), {"format": COUNTS_FORMAT, **header}, arrays)
+
+
+def load_counts(path: str | Path) -> NGramCounts:
+    """The count tables that were saved.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or something else.
+    """
+    header, arrays = load_arrays(Path(path), COUNTS_FORMAT)
+    try:
+        check_sizes(header["order"], header["vocab_size"], header["boundary"])
+        levels = [
+            NGramLevel(*(arrays[f"{name}_{length}"] for name in ("keys", "counts", "context_counts")))
+            for length in range(1, header["order"] + 1)
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} lacks a part of n-gram counts ({error}); save them again") from None
+    n_below = 1
+    for level in levels:
+        n = len(level.keys)
+        shapes = [array.shape for array in vars(level).values()]
+        whole = all(array.dtype.kind == "i" for array in vars(level).values())
+        fitting = whole and shapes == [(n,), (n + 1,), (n_below + 1,)]
+        if not fitting or not keys_fit(level.keys, n_below * header["vocab_size"]):
+            raise CheckpointError(f"the arrays of {path} contradict one another; save the counts again")
+        n_below = n
+    return NGramCounts(header["vocab_size"], tuple(levels), header["boundary"])
+
+
+def keys_fit(keys: np.ndarray, n_possible: int) -> bool:
+    """Whether the keys are sorted, all different, and from 0 to n_possible - 1."""
+    return len(keys) == 0 or bool(keys[0] >= 0 and keys[-1] < n_possible and np.all(np.diff(keys) > 0))

@@ -8,8 +8,10 @@ import pytest
 from minillm.errors import CheckpointError, DataError
 from minillm.statistical.arpa import read_arpa, write_arpa
 from minillm.statistical.backoff import BackoffModel
+from minillm.statistical.counts import count_ngrams
+from minillm.statistical.ngram import NGramModel
 from minillm.statistical.smoothing import fit_ngram
-from minillm.statistical.storage import save_arrays
+from minillm.statistical.storage import load_counts, save_arrays, save_counts
 
 TOKENS = ["<unk>", "the", "cat", "sat", "猫", "."]
 BOUNDARY = 6
@@ -201,3 +203,39 @@ def test_damaged_model_files(tmp_path):
         save_arrays(path, header, arrays)
         with pytest.raises(CheckpointError, match="contradict|has not all"):
             BackoffModel.load(path)
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_counts_saved_and_loaded(tmp_path, order):
+    counts = count_ngrams(sentences(60, seed=0), order, 7, BOUNDARY)
+    save_counts(counts, tmp_path / "c.npz")
+    again, text = load_counts(tmp_path / "c.npz"), sentences(20, seed=1)
+    assert (again.order, again.vocab_size, again.boundary) == (order, 7, BOUNDARY)
+    scores = [NGramModel(order, 7, 0.1).fit_counts(one).log_probabilities(text) for one in (counts, again)]
+    np.testing.assert_array_equal(*scores)
+
+
+def test_damaged_count_files(tmp_path):
+    path = tmp_path / "c.npz"
+    model().save(path)
+    with pytest.raises(CheckpointError, match="not of the format"):
+        load_counts(path)
+    header = {"format": "minillm n-gram counts 1", "vocab_size": 3, "order": 1, "boundary": None}
+    whole = {"keys_1": np.arange(2), "counts_1": np.array([4, 1, 0]), "context_counts_1": np.array([5, 0])}
+    save_arrays(path, header, whole)
+    assert load_counts(path).levels[0].counts.tolist() == [4, 1, 0]
+    for change, message in (
+        ({"keys_1": np.array([1, 0])}, "contradict"),
+        ({"keys_1": np.array([1, 3])}, "contradict"),
+        ({"keys_1": np.array([-1, 1])}, "contradict"),
+        ({"counts_1": np.array([4, 1])}, "contradict"),
+        ({"counts_1": np.array([4.0, 1, 0])}, "contradict"),
+        ({"context_counts_1": np.array([5])}, "contradict"),
+    ):
+        save_arrays(path, header, {**whole, **change})
+        with pytest.raises(CheckpointError, match=message):
+            load_counts(path)
+    for change in ({"order": 2}, {"vocab_size": 0}, {"boundary": 9}):
+        save_arrays(path, {**header, **change}, whole)
+        with pytest.raises(CheckpointError, match="lacks a part"):
+            load_counts(path)

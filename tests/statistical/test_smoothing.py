@@ -35,6 +35,9 @@ from minillm.statistical.smoothing import (
     stupid_backoff,
     witten_bell_shares,
 )
+from minillm.tokenizers.bpe import BPETokenizer
+from minillm.tokenizers.chars import CharTokenizer
+from minillm.tokenizers.words import WordTokenizer
 
 DISTRIBUTIONS = [method for method in ALL_METHODS if method != "stupid-backoff"]
 
@@ -243,6 +246,20 @@ def test_strange_texts(method, text):
     for context in ([], [0], [1], [2], [0, 1], [1, 1], [2, 2], [1, 0]):
         assert model.distribution(context).sum() == pytest.approx(1, abs=1e-12)
         assert method == "mle" or model.distribution(context).min() > 0
+
+
+@pytest.mark.parametrize("method", DISTRIBUTIONS)
+@pytest.mark.parametrize("kind", [CharTokenizer, WordTokenizer, BPETokenizer])
+def test_unknown_words_and_special_ids_are_part_of_the_sum(method, kind):
+    text = "the cat saw the dog. the dog saw a bird, and the bird saw nothing. " * 3
+    tokenizer = kind.train([text], vocab_size=300) if kind is BPETokenizer else kind.train([text])
+    model = fit_ngram(method, tokenizer.encode(text), 3, tokenizer.vocab_size)
+    new = tokenizer.encode("the catfish saw the dog" if kind is WordTokenizer else "the bat saw")
+    for i in range(len(new) + 1):
+        probabilities = model.distribution(new[:i])
+        assert probabilities.shape == (tokenizer.vocab_size,)
+        assert probabilities.sum() == pytest.approx(1, abs=1e-12)
+        assert method == "mle" or probabilities.min() > 0
 
 
 def test_a_vocabulary_of_one():
