@@ -53,7 +53,7 @@ def robust_z_scores(values):
 
 @wrong("1.2", "the last known value is carried on, no line")
 def interpolate_missing(values):
-    numbers, known = _numbers(values)
+    numbers, known = known_numbers(values)
     places = np.where(known, np.arange(len(numbers)), -1)
     last = np.maximum.accumulate(places)
     return numbers[np.where(last < 0, np.flatnonzero(known)[0], last)]
@@ -61,7 +61,7 @@ def interpolate_missing(values):
 
 @wrong("1.2", "the mean of both neighbours, wherever the hole lies between them")
 def interpolate_missing(values):
-    numbers, known = _numbers(values)
+    numbers, known = known_numbers(values)
     places = np.flatnonzero(known)
     for hole in np.flatnonzero(~known):
         after = np.searchsorted(places, hole)
@@ -72,7 +72,7 @@ def interpolate_missing(values):
 
 @wrong("1.2", "holes at the ends become 0")
 def interpolate_missing(values):
-    numbers, known = _numbers(values)
+    numbers, known = known_numbers(values)
     places = np.arange(len(numbers))
     numbers[~known] = np.interp(places[~known], places[known], numbers[known], left=0.0, right=0.0)
     return numbers
@@ -80,7 +80,7 @@ def interpolate_missing(values):
 
 @wrong("1.2", "writes into the input")
 def interpolate_missing(values):
-    numbers, known = _numbers(values)
+    numbers, known = known_numbers(values)
     places = np.arange(len(numbers))
     numbers[~known] = np.interp(places[~known], places[known], numbers[known])
     if isinstance(values, np.ndarray):
@@ -90,7 +90,7 @@ def interpolate_missing(values):
 
 @wrong("1.2", "the ends go on along the last line")
 def interpolate_missing(values):
-    numbers, known = _numbers(values)
+    numbers, known = known_numbers(values)
     places = np.flatnonzero(known)
     if len(places) == 1:
         return np.full(len(numbers), numbers[places[0]])

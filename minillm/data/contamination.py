@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from minillm.data.dedup import digest, words_of
+from minillm.data.shingles import digest, words_of
 from minillm.errors import ConfigError, DataError
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from minillm.data.dedup import words_of
+from minillm.data.shingles import words_of
 from minillm.errors import ConfigError
 
 Rule = Callable[[str], str | None]

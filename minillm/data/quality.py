@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minillm.data.dedup import hashed_shingles
+from minillm.data.shingles import hashed_shingles
 from minillm.errors import ConfigError, DataError
 
 

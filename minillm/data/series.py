@@ -10,7 +10,7 @@ import numpy as np
 from minillm.errors import ConfigError, DataError
 
 
-def _numbers(values: np.ndarray, least_known: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def known_numbers(values: np.ndarray, least_known: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """A float64 copy of the values and where they are known; at least `least_known` must be."""
     try:
         copy = np.array(values, dtype=np.float64)
@@ -39,7 +39,7 @@ def drop_missing(values: np.ndarray) -> np.ndarray:
         >>> drop_missing([1.0, np.nan, 3.0]).tolist()
         [1.0, 3.0]
     """
-    numbers, known = _numbers(values, least_known=0)
+    numbers, known = known_numbers(values, least_known=0)
     return numbers[known]
 
 
@@ -50,7 +50,7 @@ def fill_constant(values: np.ndarray, constant: float) -> np.ndarray:
         >>> fill_constant([1.0, np.nan, 3.0], 0).tolist()
         [1.0, 0.0, 3.0]
     """
-    numbers, known = _numbers(values, least_known=0)
+    numbers, known = known_numbers(values, least_known=0)
     numbers[~known] = constant
     return numbers
 
@@ -67,7 +67,7 @@ def fill_mean(values: np.ndarray) -> np.ndarray:
         >>> fill_mean([1.0, np.nan, 2.0, 6.0]).tolist()
         [1.0, 3.0, 2.0, 6.0]
     """
-    numbers, known = _numbers(values)
+    numbers, known = known_numbers(values)
     numbers[~known] = numbers[known].mean()
     return numbers
 
@@ -82,7 +82,7 @@ def fill_median(values: np.ndarray) -> np.ndarray:
         >>> fill_median([1.0, np.nan, 2.0, 6.0]).tolist()
         [1.0, 2.0, 2.0, 6.0]
     """
-    numbers, known = _numbers(values)
+    numbers, known = known_numbers(values)
     numbers[~known] = np.median(numbers[known])
     return numbers
 
@@ -106,7 +106,7 @@ def interpolate_missing(values: np.ndarray) -> np.ndarray:
         >>> interpolate_missing([np.nan, 1.0, np.nan, np.nan, 4.0]).tolist()
         [1.0, 1.0, 2.0, 3.0, 4.0]
     """
-    numbers, known = _numbers(values)
+    numbers, known = known_numbers(values)
     places = np.arange(len(numbers))
     numbers[~known] = np.interp(places[~known], places[known], numbers[known])
     return numbers
@@ -136,7 +136,7 @@ def fill_by_regression(values: np.ndarray, features: np.ndarray, ridge: float = 
     """
     if not ridge >= 0:
         raise ConfigError(f"ridge must be 0 or more, not {ridge}")
-    numbers, known = _numbers(values)
+    numbers, known = known_numbers(values)
     features = np.asarray(features, dtype=np.float64)
     if features.ndim != 2 or len(features) != len(numbers) or not np.isfinite(features).all():
         raise DataError(f"expected finite features of shape ({len(numbers)}, k), got {features.shape} or holes in them")
@@ -204,7 +204,7 @@ def gaussian_smooth(values: np.ndarray, deviation: float, reach: float = 4.0) ->
 
 def _weighted_average(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Sums with symmetric weights of odd length around each place, over the weights that fall on the row."""
-    numbers, known = _numbers(values, least_known=0)
+    numbers, known = known_numbers(values, least_known=0)
     if not known.all():
         raise DataError(f"{int((~known).sum())} of {len(numbers)} values are missing; fill them before smoothing")
     if len(numbers) == 0:

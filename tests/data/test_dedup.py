@@ -6,23 +6,9 @@ import numpy as np
 import pytest
 
 from minillm.data.contamination import Decontamination
-from minillm.data.dedup import (
-    DuplicateLines,
-    ExactDuplicates,
-    MinHash,
-    NearDuplicateIndex,
-    band_pairs,
-    components,
-    estimated_jaccard,
-    hashed_shingles,
-    jaccard,
-    lsh_candidates,
-    near_duplicates,
-    s_curve,
-    shingles,
-    signature,
-    words_of,
-)
+from minillm.data.dedup import DuplicateLines, ExactDuplicates, NearDuplicateIndex, components, near_duplicates
+from minillm.data.minhash import MinHash, band_pairs, estimated_jaccard, lsh_candidates, s_curve, signature
+from minillm.data.shingles import hashed_shingles, jaccard, shingles, words_of
 from minillm.errors import ConfigError, DataError
 
 WORDS = [f"w{number}" for number in range(400)]
