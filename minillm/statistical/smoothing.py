@@ -273,7 +273,8 @@ def jelinek_mercer_weights(
 ) -> np.ndarray:
     """The weights that make a held-out text most likely, by `n_steps` of `em_step` from 0.5.
 
-    The text gets one more id that nobody has ever seen, so that something is left to the uniform distribution.
+    The text gets one more id, after a context that every level knows, that nobody has ever seen there: so no weight
+    becomes 1, and something is left to the uniform distribution everywhere.
 
     Args:
         counts: of other text; order at least 1.
@@ -288,7 +289,7 @@ def jelinek_mercer_weights(
     probabilities = np.zeros((len(ids) + 1, counts.order + 1))
     known = np.zeros((len(ids) + 1, counts.order), bool)
     probabilities[:, 0] = 1 / counts.vocab_size
-    known[-1, 0] = True
+    known[-1] = True
     nodes = np.zeros(len(ids) + 1, np.int64)
     for length, level in enumerate(counts.levels[: len(ids)], start=1):
         contexts = nodes[:-1]
