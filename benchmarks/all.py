@@ -4,13 +4,15 @@ Each benchmark is a command of its own (`python benchmarks/bpe.py --help`) whose
 """
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("bpe", "train_step", "generation", "recipe")
+NAMES = ("bpe", "train_step", "generation", "recipe", "dedup", "ngram")
+EXTRAS = {"ngram": ("kenlm", "oracle-lm")}  # a benchmark, the package it needs besides, and the extra that has it
 
 
 def claims_of(name: str, words: list[str]) -> list[dict]:
@@ -32,7 +34,14 @@ def main() -> int:
     if unknown := sorted(set(arguments.names) - set(NAMES)):
         parser.error(f"unknown {', '.join(unknown)}; known are {', '.join(NAMES)}")
     words = ["--quick"] if arguments.quick else []
-    claims = [claim for name in arguments.names or NAMES for claim in claims_of(name, words)]
+    names = []
+    for name in arguments.names or NAMES:
+        package, extra = EXTRAS.get(name, ("", ""))
+        if package and importlib.util.find_spec(package) is None:
+            print(f"{name} is left out: it needs {package}; pip install -c constraints.txt -e '.[{extra}]' brings it")
+        else:
+            names.append(name)
+    claims = [claim for name in names for claim in claims_of(name, words)]
     print("\n| what | peer | ratio | at least | aim | |\n| --- | --- | --: | --: | --: | --- |")
     for claim in claims:
         verdict = "holds" if claim["holds"] else "**falls short**"
