@@ -28,7 +28,7 @@ class Settings:
 
     data: tuple[str, ...] = setting(("stories-en",), "names (see minillm data), files, folders or patterns of texts")
     model: str = setting("modern", "model family", choices=("gpt2", "modern"))
-    size: str = setting("tiny", "model size by name", choices=("nano", "mini", "tiny", "small", "medium", "base", "large"))
+    size: str = setting("tiny", "the model by size", choices=("nano", "mini", "tiny", "small", "medium", "base", "large"))
     preset: str = setting("", "settings for a purpose; gpu: GPT-2 small on one card", choices=tuple(PRESETS))
     steps: int = setting(300, "optimizer steps in all")
     batch_size: int = setting(32, "sequences per step")

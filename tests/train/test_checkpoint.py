@@ -165,7 +165,7 @@ def test_killed_while_saving_sixty_times(tmp_path, one_thread):
     parts, dice = make_parts(width=2000), random.Random(0)
     first = time.perf_counter()
     CheckpointFolder(tmp_path).save(1, parts)
-    seconds = 4 * (time.perf_counter() - first)  # between a start and its kill, at most; grows where the machine is busy
+    seconds = 4 * (time.perf_counter() - first)  # from start to kill, at most; grows on a busy machine
     newest, n_leftovers, n_moved = 1, 0, 0
 
     def save_forever(step):
