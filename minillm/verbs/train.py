@@ -9,6 +9,7 @@ from minillm.config import config_from_dict, config_from_json, config_to_dict, c
 from minillm.errors import ConfigError
 
 DEFAULT_OUT = Path("runs")
+SIZE_NAMES = ("nano", "mini", "tiny", "small", "medium", "base", "large")  # as in the registry, which imports torch
 PRESETS: dict[str, dict[str, object]] = {
     "": {},
     "gpu": {
@@ -28,7 +29,7 @@ class Settings:
 
     data: tuple[str, ...] = setting(("stories-en",), "names (see minillm data), files, folders or patterns of texts")
     model: str = setting("modern", "model family", choices=("gpt2", "modern"))
-    size: str = setting("tiny", "the model by size", choices=("nano", "mini", "tiny", "small", "medium", "base", "large"))
+    size: str = setting("tiny", "layers and width", choices=SIZE_NAMES)
     preset: str = setting("", "settings for a purpose; gpu: GPT-2 small on one card", choices=tuple(PRESETS))
     steps: int = setting(300, "optimizer steps in all")
     batch_size: int = setting(32, "sequences per step")
