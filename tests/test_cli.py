@@ -69,3 +69,10 @@ def test_course_names_its_actions(capsys):
     assert all(action in shown for action in ACTIONS)
     assert main(["course", "strat"]) == 2
     assert "start" in capsys.readouterr().err
+
+
+def test_sizes_on_offer_are_the_registrys():
+    from minillm.models.registry import sizes
+    from minillm.verbs.train import SIZE_NAMES
+
+    assert SIZE_NAMES == sizes()

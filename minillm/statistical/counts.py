@@ -113,7 +113,7 @@ def count_chunks(
         ConfigError: if a number is out of range.
     """
     check_sizes(order, vocab_size, boundary)
-    tables: list[tuple[int, NGramCounts]] = []  # (how many chunks, their counts), ever smaller
+    tables: list[tuple[int, NGramCounts]] = []  # pairs of how many chunks and their counts, ever smaller
     carried = np.zeros(0, np.int64)             # the last order - 1 ids before the chunk
     for chunk in chunks:
         chunk = checked_ids(chunk, vocab_size)
