@@ -1,5 +1,5 @@
 # Every target makes .venv by itself (once) and works from any directory, also one with spaces in its name:
-#   make demo     a tokenizer and two models from raw text, in about four minutes   -> runs/demo/
+#   make demo     a tokenizer and two models from raw text, in two to four minutes   -> runs/demo/
 #   make test     the tests, at most six minutes on two cores
 #   make slow     the slow tests          make lint    style and import floors
 #   make bench    the speed claims        make notebooks  builds the chapters that are stale

@@ -14,7 +14,7 @@ VERBS = {
     "chat": "the same, turn by turn at the terminal",
     "evaluate": "a run's loss, perplexity and bits per byte beside simpler models",
     "plot": "draw the loss curves of one or several runs",
-    "demo": "from raw text to two trained models, with tables and pictures, in about four minutes",
+    "demo": "from raw text to two trained models, with tables and pictures, in two to four minutes",
     "course": "exercises: begin a chapter, test your code, see your points; grade and hand out, for instructors",
     "doctor": "versions, cores, memory, device, free disk, and what is missing",
 }

@@ -11,7 +11,7 @@ from minillm.errors import ConfigError
 class Settings:
     """Train a tokenizer and a small GPT on real text, then another on a made world whose true entropy is known.
 
-    About four minutes on two cores. A finished demo is shown again without any work; --force makes it anew.
+    Two to four minutes on two cores. A finished demo is shown again without any work; --force makes it anew.
     """
 
     out: Path = setting(Path("runs/demo"), "folder of the demo: the text's run, and the world's run in world/ below it")
