@@ -111,9 +111,11 @@ def _draw(axes, panel: Panel) -> None:
             level, color=COLOURS[(solid + number) % len(COLOURS)], linewidth=1.4, linestyle=(0, (1, 1)), label=name
         )
     axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
-    if panel.log_y:
-        from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+    if all(isinstance(x, int) for line in panel.lines.values() for x in line.x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if panel.log_y:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.yaxis.set_minor_locator(NullLocator())

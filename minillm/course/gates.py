@@ -15,6 +15,7 @@ A grader that cannot fail is worse than none, so most gates plant something and 
 import importlib
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -419,8 +420,13 @@ def check(chapters: Sequence[str] = (), full: bool = False, since: str = "", roo
     chosen = named_chapters(chapters, root)
     if not chapters:
         chosen = chosen if full else touched(chosen, changed_files(root, since))
-    rows = list(run_gates(chosen, FULL if full else QUICK))
-    print("\n".join(map(str, rows)) or "no chapter has changed")
+    rows = []
+    for row in run_gates(chosen, FULL if full else QUICK):
+        tqdm.write(str(row))
+        sys.stdout.flush()  # a log shows each gate when it is through, not all of them after half an hour
+        rows.append(row)
+    if not rows:
+        print("no chapter has changed")
     failed = [row for row in rows if row.outcome.failures]
     for row in failed:
         print(f"\n{row.chapter}, {row.gate}:")

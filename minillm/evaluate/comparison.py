@@ -26,12 +26,14 @@ class Row:
         bits_per_byte: on the validation text; ends of documents are paid for but are no bytes.
         n_entries: learned numbers (weights, counts), or None for a compressor.
         seconds: to learn and to score.
+        n_bytes: memory of the learned numbers, where it is known.
     """
 
     name: str
     bits_per_byte: float
     n_entries: int | None
     seconds: float
+    n_bytes: int | None = None
 
 
 def simple_models(
@@ -92,19 +94,30 @@ def markdown_table(rows: Sequence[Row], floor: tuple[str, float] | None = None, 
     """The rows as a Markdown table, in the order given; with a floor, each row's distance to it.
 
     Args:
-        rows: of one text.
+        rows: of one text; where their memory is known there is a column for it.
         floor: (name, bits per byte) of what no model can beat, if known; it becomes the last row.
         seconds: False leaves out the times, which differ from run to run.
     """
-    distance, times = ["above the floor"] if floor else [], ["seconds"] if seconds else []
-    head = ["model", "bits per byte", *distance, "entries", *times]
+    memory = any(row.n_bytes is not None for row in rows)
+    head = ["model", "bits per byte", *["above the floor"] * bool(floor), "entries", *["MB"] * memory]
+    head += ["seconds"] * seconds
     lines = [f"| {' | '.join(head)} |", f"| --- |{' --: |' * (len(head) - 1)}"]
     for row in rows:
-        above = [f"{row.bits_per_byte / floor[1] - 1:+.1%}"] if floor else []
-        entries = "" if row.n_entries is None else f"{row.n_entries:,}"
-        cells = [row.name, f"{row.bits_per_byte:.3f}", *above, entries, *([f"{row.seconds:.1f}"] if seconds else [])]
+        cells = [row.name, bits_in_words(row.bits_per_byte)]
+        if floor:
+            cells.append(f"{row.bits_per_byte / floor[1] - 1:+.1%}" if np.isfinite(row.bits_per_byte) else "∞")
+        cells.append("" if row.n_entries is None else f"{row.n_entries:,}")
+        if memory:
+            cells.append("" if row.n_bytes is None else f"{row.n_bytes / 1e6:.2f}")
+        if seconds:
+            cells.append(f"{row.seconds:.1f}")
         lines.append(f"| {' | '.join(cells)} |")
     if floor:
         cells = [f"**{floor[0]}**", f"**{floor[1]:.3f}**", *[""] * (len(head) - 2)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def bits_in_words(bits: float) -> str:
+    """A figure with three digits behind the point; ∞ for a model that held something impossible."""
+    return f"{bits:.3f}" if np.isfinite(bits) else "∞"

@@ -165,6 +165,39 @@ def evaluate_likelihood(
     return Likelihood(nats_total, n_predictions, n_bytes, losses if return_losses else None)
 
 
+def document_log_probabilities(
+    model: Callable[[Tensor], Tensor], token_ids: np.ndarray, end_of_text_id: int, seq_len: int
+) -> np.ndarray:
+    """The log-probability of every id of packed documents, each document predicted from its own beginning.
+
+    The first id of a document is predicted from an end-of-text id alone. Documents of more than `seq_len` ids are read
+    in windows that move on by half of it.
+
+    Args:
+        model: token_ids (B, T) int64 -> logits (B, T, V).
+        token_ids: (N,) ids, each document followed by the end-of-text id; what follows the last one counts as one more.
+        end_of_text_id: what parts documents.
+        seq_len: context T, at least 1, at most what the model can take.
+
+    Returns:
+        (N,) float64 nats.
+
+    Raises:
+        ConfigError: if the context is out of range.
+    """
+    token_ids = np.asarray(token_ids)
+    ends = np.flatnonzero(token_ids == end_of_text_id) + 1
+    losses = [
+        evaluate_likelihood(
+            model, document, length := min(seq_len, len(document)), max(1, length // 2),
+            start_id=end_of_text_id, return_losses=True,
+        ).losses
+        for document in np.split(token_ids, ends)
+        if len(document)
+    ]  # fmt: skip
+    return -np.concatenate([*losses, np.zeros(0)])
+
+
 def evaluation_windows(n_predictions: int, seq_len: int, stride: int) -> list[tuple[int, int, int]]:
     """Which predictions each window makes and which of them are new.
 

@@ -8,16 +8,30 @@ from minillm.config import setting
 
 @dataclass(frozen=True)
 class Settings:
-    """Score a run on all of its validation text: nats per token, perplexity, bits per byte, beside simpler models."""
+    """Score a run on all of its validation text: nats per token, perplexity, bits per byte, beside simpler models.
+
+    With --ladder no run is scored: every kind of model, from counting to GPT, learns the same texts and predicts what
+    was set aside of them. That takes minutes for each text.
+    """
 
     run: Path = setting(Path("runs/demo"), "folder of the run", positional=True)
     simple: bool = setting(True, "also fit and score counting models and compressors on the same text")
     stride: int = setting(0, "tokens that a window moves on; 0 is half the context: each token has as much before it")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps; one that is missing is an error")
+    ladder: bool = setting(False, "train and score every kind of model, from counting to GPT, on the texts of --data")
+    data: tuple[str, ...] = setting(
+        ("tinyworld-en", "stories-en"),
+        "texts of the ladder: tinyworld-en, whose true entropy is known, as byte pairs; others by letters",
+    )
+    out: Path = setting(Path("runs/ladder"), "folder for the ladder's tables and pictures")
+    quick: bool = setting(False, "a ladder of models that hardly learn: shows that everything works")
 
 
 def run(settings: Settings) -> None:
     """Print the figures and the table."""
+    if settings.ladder:
+        print(show_ladder(settings))
+        return
     from minillm.evaluate.comparison import Row, markdown_table, simple_models
     from minillm.runtime import choose_device
     from minillm.verbs.run_folder import open_run
@@ -32,6 +46,31 @@ def run(settings: Settings) -> None:
     rows = simple_models(texts_of(opened, "train"), texts_of(opened, "validation"), opened.tokenizer)
     rows.append(Row("this run", likelihood.bits_per_byte, opened.model.n_parameters(), seconds))
     print(markdown_table(rows))
+
+
+def show_ladder(settings: Settings) -> str:
+    """Let every model climb on every text; leaves report.md, tables and pictures in `out` and returns the report.
+
+    Raises:
+        DataError: if a text is missing or empty, before anything is trained.
+    """
+    from minillm.evaluate.ladder import MADE_WORLD, climb, letters_text, world_text, write_ladder
+    from minillm.evaluate.rungs import all_rungs
+
+    texts = [
+        (world_text(*((300, 20) if settings.quick else ())) if name == MADE_WORLD else letters_text(name))
+        for name in settings.data
+    ]
+    settings.out.mkdir(parents=True, exist_ok=True)
+    parts = ["# The ladder: one text, every model\n\nFewer bits are better; seconds are those of learning."]
+    for text in texts:
+        rungs = all_rungs(text, settings.quick)
+        tables = write_ladder(settings.out, text, rungs, climb(text, rungs, progress=True))
+        parts.append(f"## {text.name}\n\n{len(text.train_ids):,} ids to learn from, {len(text.new_ids):,} to predict "
+                     f"({text.n_bytes:,} bytes), vocabulary {text.vocab_size:,}.\n\n{tables}")  # fmt: skip
+    report = "\n\n".join(parts) + "\n"
+    (settings.out / "report.md").write_text(report, encoding="utf-8")
+    return report + f"\nTables and pictures are in {settings.out}."
 
 
 def score_run(opened, stride: int = 0):

@@ -28,7 +28,7 @@ from minillm.train.hooks import Hook, MetricsLog, ProgressLine
 from minillm.train.loop import LoopConfig, TrainResult, train, validation_loss
 from minillm.train.metrics import read_metrics
 from minillm.train.precision import Precision
-from minillm.verbs.recipes import choose_recipe, make_optimizer, make_schedule
+from minillm.train.recipes import choose_recipe, make_optimizer, make_schedule
 from minillm.verbs.run_folder import RunFolder
 from minillm.verbs.tokenize import train_tokenizer
 from minillm.verbs.train import Settings, identity, saved_form
