@@ -222,6 +222,65 @@ class DocumentBatches:
         return self._orders[epoch]
 
 
+class StreamBatches:
+    """The text as B long streams read side by side, so that a model may carry its state from batch to batch.
+
+    The tokens are cut into P * B streams of (N - 1) // (P * B) inputs, and batch number s holds the s-th T inputs of
+    each: row b of a batch goes on where row b of the batch before stopped. The last batch of an epoch is shorter where
+    T does not divide the streams; of the text only what does not divide by P * B is left out, at its end. Nothing is
+    shuffled: order is the point.
+    """
+
+    def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, rank: int = 0, world_size: int = 1):
+        """Cut the text.
+
+        Args:
+            tokens: (N,) ids, at least P * B + 1 of them.
+            batch_size: streams B of this rank.
+            seq_len: inputs per batch and stream T.
+            rank: which part of the global batch, 0 .. world_size - 1.
+            world_size: number of ranks P.
+
+        Raises:
+            ConfigError: if a size or the rank is out of range.
+            DataError: if there is less than one input for each stream.
+        """
+        _check_sizes(tokens, batch_size, 1, 0, rank, world_size)
+        _check_numbers(batch_size, seq_len, 0, rank, world_size)
+        self.tokens, self.batch_size, self.seq_len = tokens, batch_size, seq_len
+        self.stream_len = (len(tokens) - 1) // (world_size * batch_size)
+        if self.stream_len == 0:
+            raise DataError(f"{len(tokens)} tokens are too few for {world_size * batch_size} streams; use fewer")
+        self.first_starts = [(rank * batch_size + row) * self.stream_len for row in range(batch_size)]
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches after which every stream has been read to its end: its inputs / T, rounded up."""
+        return -(-self.stream_len // self.seq_len)
+
+    def begins_anew(self, step: int) -> bool:
+        """Whether batch number `step` holds the beginnings of the streams, so that no state may be carried into it."""
+        return step % self.batches_per_epoch == 0
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """This rank's rows of global batch number `step`.
+
+        Args:
+            step: counted from 0 over all epochs.
+
+        Returns:
+            (inputs, targets), each (B, T) int64, T smaller in the last batch of an epoch; targets are the inputs one
+            token later.
+
+        Raises:
+            DataError: if the step is negative.
+        """
+        _first_row(step, self.batch_size, 0, 1)
+        first = step % self.batches_per_epoch * self.seq_len
+        n_inputs = min(self.seq_len, self.stream_len - first)
+        return _read_windows(self.tokens, [start + first for start in self.first_starts], n_inputs)
+
+
 def _first_row(step: int, batch_size: int, rank: int, world_size: int) -> int:
     if step < 0:
         raise DataError(f"step must be at least 0, not {step}")

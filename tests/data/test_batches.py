@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from minillm.data.batches import DocumentBatches, RandomWindows, SequentialBatches
+from minillm.data.batches import DocumentBatches, RandomWindows, SequentialBatches, StreamBatches
 from minillm.data.packing import pack
 from minillm.errors import ConfigError, DataError
 from minillm.tokenizers.bytes import ByteTokenizer
@@ -194,3 +194,36 @@ def test_document_batches_of_ranks_are_parts_of_one_batch_and_any_step_can_be_as
 def test_document_batches_need_the_end_of_a_document(tokens):
     with pytest.raises(DataError, match="end-of-text"):
         DocumentBatches(np.array(tokens, dtype=np.int64), 9, batch_size=1, seq_len=4, seed=0)
+
+
+@pytest.mark.parametrize(("n_tokens", "seq_len"), [(41, 4), (43, 4), (41, 20), (25, 7), (4, 3)])
+def test_streams_go_on_where_they_stopped(n_tokens, seq_len):
+    batches = StreamBatches(np.arange(n_tokens), 3, seq_len)
+    length = (n_tokens - 1) // 3
+    assert batches.batches_per_epoch == -(-length // seq_len)
+    pieces = [batches.batch(step) for step in range(batches.batches_per_epoch)]
+    for inputs, targets in pieces:
+        assert inputs.dtype == targets.dtype == np.int64 and (targets == inputs + 1).all()
+    whole = np.concatenate([inputs for inputs, _ in pieces], axis=1)
+    assert whole.tolist() == np.arange(3 * length).reshape(3, length).tolist()
+    assert [step for step in range(len(pieces)) if batches.begins_anew(step)] == [0]
+    again = batches.batch(5 * batches.batches_per_epoch)
+    assert np.array_equal(again[0], pieces[0][0]) and batches.begins_anew(5 * batches.batches_per_epoch)
+
+
+def test_ranks_share_the_streams():
+    alone = StreamBatches(np.arange(100), 6, 5)
+    parts = [StreamBatches(np.arange(100), 2, 5, rank, 3) for rank in range(3)]
+    for step in range(7):
+        together = np.concatenate([part.batch(step)[1] for part in parts])
+        assert np.array_equal(alone.batch(step)[1], together)
+
+
+def test_streams_refuse_what_they_cannot_cut():
+    with pytest.raises(DataError, match="4 tokens are too few for 4 streams"):
+        StreamBatches(np.arange(4), 4, 5)
+    with pytest.raises(DataError, match="step must be at least 0"):
+        StreamBatches(np.arange(40), 4, 5).batch(-1)
+    for sizes in ((0, 5), (4, 0), (4, 5, 1, 1)):
+        with pytest.raises(ConfigError):
+            StreamBatches(np.arange(40), *sizes)
