@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from minillm.errors import ShapeError
 from minillm.nn import functional
-from minillm.nn.attention import check_heads, mix_heads
+from minillm.nn.attention import StretchedLinear, head_width, mix_heads, scale_stretch
 from minillm.nn.linear import Linear
 from minillm.shapes import check_shape
 
@@ -151,9 +151,11 @@ class CrossAttention(nn.Module):
         output_std: that of the output map, which writes into the residual stream.
         kernels: "torch" or "naive", see `minillm.nn.functional`.
         generator: where the initial weights come from; None is torch's own default generator.
+        d_head: head width D; 0 means C / H.
+        scale: what the scores are multiplied by; 0 means 1 / sqrt(D).
 
     Raises:
-        ConfigError: if H does not divide C or G does not divide H.
+        ConfigError: if H does not divide C (and no `d_head` is given) or G does not divide H.
 
     Source:
         Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3 ("encoder-decoder attention").
@@ -170,15 +172,17 @@ class CrossAttention(nn.Module):
         output_std: float = 0.02,
         kernels: str = "torch",
         generator: torch.Generator | None = None,
+        d_head: int = 0,
+        scale: float = 0.0,
     ):
         super().__init__()
         functional.check_kernels(kernels)
-        check_heads(d_model, n_heads, n_kv_heads)
+        d_head = head_width(d_model, n_heads, n_kv_heads, d_head)
         self.n_heads, self.n_kv_heads, self.kernels = n_heads, n_kv_heads, kernels
-        d_shared = n_kv_heads * (d_model // n_heads)
-        self.query = Linear(d_model, d_model, bias, std, generator)
-        self.key_value = Linear(d_source or d_model, 2 * d_shared, bias, std, generator)
-        self.output = Linear(d_model, d_model, bias, output_std, generator)
+        stretch = scale_stretch(scale, d_head)
+        self.query = StretchedLinear(d_model, n_heads * d_head, bias, std, generator, stretch=stretch)
+        self.key_value = Linear(d_source or d_model, 2 * n_kv_heads * d_head, bias, std, generator)
+        self.output = Linear(n_heads * d_head, d_model, bias, output_std, generator)
 
     def forward(self, x: Tensor, source: Tensor, mask: Tensor | None = None) -> Tensor:
         """Let every position of `x` look at the positions of `source` that it may see.

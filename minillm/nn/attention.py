@@ -7,17 +7,16 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from minillm.errors import ConfigError, ShapeError
 from minillm.nn import functional
+from minillm.nn.attention_kernels import fused_attention, product_attention, products_are_faster
 from minillm.nn.cache import KVCache
 from minillm.nn.linear import Linear
 from minillm.nn.norm import RMSNorm
 from minillm.nn.position import rotate
 from minillm.shapes import check_shape
 
-SHORT = 512  # positions up to which `product_attention` is the faster one in bf16, measured on two AVX-512 cores
 
 def causal_mask(n_queries: int, n_keys: int, device: torch.device | None = None) -> Tensor:
     """Which keys each query may see when the queries are the last `n_queries` of `n_keys` positions.
@@ -129,6 +128,43 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     return weights @ value                                         # (..., T, D)
 
 
+def biased_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """softmax(query @ key^T / sqrt(D) + bias) @ value: `attention` with a number added to every score.
+
+    Args:
+        query: (..., H, T, D), as `key`, `value` and `mask` an argument of `attention`.
+        key: (..., G, S, D), where G divides H.
+        value: (..., G, S, D).
+        bias: broadcastable to (..., H, T, S), for example a function of the distance from query to key.
+        mask: bool, broadcastable to (..., H, T, S); True where attention is allowed.
+
+    Returns:
+        (..., H, T, D), in the dtype of `query`.
+
+    Raises:
+        ShapeError: as `attention`.
+
+    Source:
+        Raffel et al. 2019, arXiv:1910.10683, section 2.1 (one learned number per head and distance); Press et al. 2021,
+        arXiv:2108.12409, section 3 (a number that falls with the distance).
+
+    Example:
+        >>> key, value = torch.zeros(2, 4), torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+        >>> biased_attention(torch.zeros(1, 4), key, value, torch.tensor([[-math.inf, 5.0]])).tolist()
+        [[0.0, 1.0, 0.0, 0.0]]
+    """
+    check_attention_shapes(query, key, value, mask)
+    if query.dim() > 2:
+        n_heads = query.shape[-3]
+        key, value = share_heads(key, n_heads), share_heads(value, n_heads)
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1]) + bias.to(query.dtype)  # (..., T, S)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)              # (..., T, S)
+    return functional.softmax(scores) @ value                      # (..., T, D)
+
+
 def check_attention_shapes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
     """Check that queries, keys, values and mask fit together.
 
@@ -179,31 +215,6 @@ def share_heads(x: Tensor, n_heads: int) -> Tensor:
     if n_kv_heads == 0 or n_heads % n_kv_heads:
         raise ShapeError(f"{n_heads} query heads cannot share {n_kv_heads} key/value heads evenly")
     return x.repeat_interleave(n_heads // n_kv_heads, dim=-3)
-
-
-def product_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`attention` as two batched matrix products around the library's softmax; keeps all B H T S weights for training.
-
-    On a CPU the fused kernel's backward pass is slow in 16 bits: for up to `SHORT` positions these products take about
-    0.6 of its time. In 32 bits the two are equal there, and for longer sequences the fused kernel wins.
-
-    Args:
-        query: (B, H, T, D).
-        key: (B, H, S, D).
-        value: (B, H, S, D).
-        mask: (T, S) bool, True where attention is allowed; each query must be allowed some key. None allows all.
-
-    Returns:
-        (B, H, T, D).
-    """
-    shape, scale = query.shape, 1.0 / math.sqrt(query.shape[-1])
-    query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)  # (N, T, D), twice (N, S, D)
-    hidden_scores = torch.zeros(shape[2], key.shape[1], dtype=query.dtype, device=query.device)  # (T, S)
-    if mask is not None:
-        hidden_scores = hidden_scores.masked_fill(~mask, -math.inf)  # (T, S)
-    with torch.autocast(query.device.type, enabled=False):
-        scores = torch.baddbmm(hidden_scores, query, key.transpose(1, 2), alpha=scale)  # (N, T, S)
-        return (scores.softmax(dim=-1) @ value).view(shape)
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
@@ -260,9 +271,11 @@ class SelfAttention(nn.Module):
         output_std: that of the output map, which writes into the residual stream.
         kernels: "torch" or "naive", see `minillm.nn.functional`.
         generator: where the initial weights come from; None is torch's own default generator.
+        d_head: head width D; 0 means C / H. Any other lets the heads together be wider or narrower than C.
+        scale: what the scores are multiplied by; 0 means 1 / sqrt(D).
 
     Raises:
-        ConfigError: if H does not divide C or G does not divide H.
+        ConfigError: if H does not divide C (and no `d_head` is given) or G does not divide H.
 
     Source:
         Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2; query/key norm: Dehghani et al. 2023, arXiv:2302.05442.
@@ -280,17 +293,18 @@ class SelfAttention(nn.Module):
         output_std: float = 0.02,
         kernels: str = "torch",
         generator: torch.Generator | None = None,
+        d_head: int = 0,
+        scale: float = 0.0,
     ):
         super().__init__()
         functional.check_kernels(kernels)
-        check_heads(d_model, n_heads, n_kv_heads)
-        d_head = d_model // n_heads
+        d_head = head_width(d_model, n_heads, n_kv_heads, d_head)
         self.n_heads, self.n_kv_heads, self.kernels = n_heads, n_kv_heads, kernels
         self.sections = (n_heads * d_head, n_kv_heads * d_head, n_kv_heads * d_head)
         self.qkv = Linear(d_model, sum(self.sections), bias, std, generator)
-        self.output = Linear(d_model, d_model, bias, output_std, generator)
+        self.output = Linear(n_heads * d_head, d_model, bias, output_std, generator)
         self.qk_norm = RMSNorm(d_head, kernels=kernels) if qk_norm else None
-        self.stretch = max_score / math.sqrt(d_head) if qk_norm and max_score else 1.0
+        self.stretch = max_score / math.sqrt(d_head) if qk_norm and max_score else scale_stretch(scale, d_head)
 
     def forward(
         self,
@@ -300,6 +314,7 @@ class SelfAttention(nn.Module):
         rotation: tuple[Tensor, Tensor] | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """Let every position look at the positions it may see.
 
@@ -310,6 +325,7 @@ class SelfAttention(nn.Module):
             rotation: cosine and sine of the rotary angles, each broadcastable to (B, H, T, D / 2), or None.
             cache: keys and values of earlier positions; the new ones are added to it.
             layer: which layer of the cache this is.
+            bias: numbers added to the scores, broadcastable to (B, H, T, S), or None.
 
         Returns:
             (B, T, C).
@@ -317,7 +333,7 @@ class SelfAttention(nn.Module):
         query, key, value = self.queries_keys_values(x, rotation)
         if cache is not None:
             key, value = cache.update(layer, key, value)
-        return self.output(merge_heads(mix_heads(query, key, value, mask, causal, self.kernels)))
+        return self.output(merge_heads(mix_heads(query, key, value, mask, causal, self.kernels, bias)))
 
     def queries_keys_values(
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None
@@ -336,7 +352,9 @@ class SelfAttention(nn.Module):
         key = split_heads(key, self.n_kv_heads)                    # (B, G, T, D)
         value = split_heads(value, self.n_kv_heads)                # (B, G, T, D)
         if self.qk_norm is not None:
-            query, key = self.qk_norm(query) * self.stretch, self.qk_norm(key)
+            query, key = self.qk_norm(query), self.qk_norm(key)
+        if self.stretch != 1.0:
+            query = query * self.stretch
         if rotation is not None:
             query, key = rotate(query, *rotation), rotate(key, *rotation)
         return query, key, value
@@ -357,9 +375,11 @@ class CrossAttention(nn.Module):
         output_std: that of the output map, which writes into the residual stream.
         kernels: "torch" or "naive", see `minillm.nn.functional`.
         generator: where the initial weights come from; None is torch's own default generator.
+        d_head: head width D; 0 means C / H.
+        scale: what the scores are multiplied by; 0 means 1 / sqrt(D).
 
     Raises:
-        ConfigError: if H does not divide C or G does not divide H.
+        ConfigError: if H does not divide C (and no `d_head` is given) or G does not divide H.
 
     Source:
         Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3 ("encoder-decoder attention").
@@ -376,15 +396,17 @@ class CrossAttention(nn.Module):
         output_std: float = 0.02,
         kernels: str = "torch",
         generator: torch.Generator | None = None,
+        d_head: int = 0,
+        scale: float = 0.0,
     ):
         super().__init__()
         functional.check_kernels(kernels)
-        check_heads(d_model, n_heads, n_kv_heads)
+        d_head = head_width(d_model, n_heads, n_kv_heads, d_head)
         self.n_heads, self.n_kv_heads, self.kernels = n_heads, n_kv_heads, kernels
-        d_shared = n_kv_heads * (d_model // n_heads)
-        self.query = Linear(d_model, d_model, bias, std, generator)
-        self.key_value = Linear(d_source or d_model, 2 * d_shared, bias, std, generator)
-        self.output = Linear(d_model, d_model, bias, output_std, generator)
+        stretch = scale_stretch(scale, d_head)
+        self.query = StretchedLinear(d_model, n_heads * d_head, bias, std, generator, stretch=stretch)
+        self.key_value = Linear(d_source or d_model, 2 * n_kv_heads * d_head, bias, std, generator)
+        self.output = Linear(n_heads * d_head, d_model, bias, output_std, generator)
 
     def forward(self, x: Tensor, source: Tensor, mask: Tensor | None = None) -> Tensor:
         """Let every position of `x` look at the positions of `source` that it may see.
@@ -412,6 +434,52 @@ class CrossAttention(nn.Module):
         return self.output(merge_heads(mixed))
 
 
+class StretchedLinear(Linear):
+    """A linear map whose result is multiplied by a fixed number, which is not learned.
+
+    Args:
+        settings: those of `Linear`.
+        stretch: the number.
+    """
+
+    def __init__(self, *settings, stretch: float):
+        super().__init__(*settings)
+        self.stretch = stretch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., d_in) to (..., d_out)."""
+        result = super().forward(x)                                # (..., d_out)
+        return result if self.stretch == 1.0 else result * self.stretch
+
+
+def scale_stretch(scale: float, d_head: int) -> float:
+    """What queries must be multiplied by so that scores divided by sqrt(D) are products times `scale`.
+
+    Args:
+        scale: wanted factor of the products; 0 means the usual 1 / sqrt(D).
+        d_head: head width D.
+
+    Example:
+        >>> scale_stretch(0.0, 16), scale_stretch(1.0, 16)
+        (1.0, 4.0)
+    """
+    return scale * math.sqrt(d_head) if scale else 1.0
+
+
+def head_width(d_model: int, n_heads: int, n_kv_heads: int, d_head: int = 0) -> int:
+    """The width of a head: the one asked for, or C / H.
+
+    Raises:
+        ConfigError: if none is given and H does not divide C, or if G does not divide H.
+
+    Example:
+        >>> head_width(512, 8, 8), head_width(512, 6, 6, d_head=64)
+        (64, 64)
+    """
+    check_heads(d_model if not d_head else n_heads, n_heads, n_kv_heads)
+    return d_head or d_model // n_heads
+
+
 def check_heads(d_model: int, n_heads: int, n_kv_heads: int) -> None:
     """Check that the width can be cut into heads, and the query heads into groups.
 
@@ -429,38 +497,65 @@ def mix_heads(
     mask: Tensor | None = None,
     causal: bool = False,
     kernels: str = "torch",
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """`attention` by the chosen kernels.
+    """`attention` by the chosen kernels; all give the same values and gradients.
 
     Args:
         query: (B, H, T, D).
         key: (B, G, S, D), where G divides H.
         value: (B, G, S, D).
         mask: bool, broadcastable to (B, H, T, S), True where attention is allowed; None allows all.
+            A query that may see no key at all gives zeros.
         causal: hide later positions, instead of a mask.
         kernels: "torch" for the fused kernels, "naive" for `attention` itself.
+        bias: numbers added to the scores, broadcastable to (B, H, T, S), or None.
 
     Returns:
         (B, H, T, D).
+
+    Raises:
+        ShapeError: if the mask is not bool, the bias does not hold numbers, or one of them does not fit.
     """
+    check_mask_and_bias(mask, bias, (*query.shape[:3], key.shape[2]))
+    if causal and (kernels == "naive" or bias is not None):
+        mask, causal = causal_mask(query.shape[2], key.shape[2], query.device), False
     if kernels == "naive":
-        mask = causal_mask(query.shape[2], key.shape[2], query.device) if causal else mask
-        return attention(query, key, value, mask)
-    shares = query.shape[1] != key.shape[1]
-    if causal and not shares and products_are_faster(query):
+        return attention(query, key, value, mask) if bias is None else biased_attention(query, key, value, bias, mask)
+    if causal and query.shape[1] == key.shape[1] and products_are_faster(query):
         return product_attention(query, key, value, causal_mask(query.shape[2], key.shape[2]))
-    dtype = query.dtype
-    if widening_is_faster(query):
-        query, key, value = query.float(), key.float(), value.float()
-    mixed = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, enable_gqa=shares)
-    return mixed.to(dtype)
+    return fused_attention(query, key, value, mask, causal, bias)
 
 
-def products_are_faster(query: Tensor) -> bool:
-    """Whether `product_attention` beats the fused kernel for queries (B, H, T, D) that see at most T keys."""
-    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] <= SHORT
+def check_mask_and_bias(mask: Tensor | None, bias: Tensor | None, shape: tuple[int, ...]) -> None:
+    """Check that a mask says yes or no, that a bias holds numbers, and that both fit scores of this shape.
+
+    Args:
+        mask: bool, broadcastable to `shape`, or None.
+        bias: floating point, broadcastable to `shape`, or None.
+        shape: (B, H, T, S).
+
+    Raises:
+        ShapeError: if they do not.
+    """
+    if mask is not None and mask.dtype != torch.bool:
+        raise ShapeError(
+            f"the mask has dtype {mask.dtype}, expected bool with True where attention is allowed; "
+            "of ones and zeros with 1 for allowed make it by mask.bool(), numbers to add to the scores are a bias"
+        )
+    if bias is not None and not bias.is_floating_point():
+        raise ShapeError(f"the bias has dtype {bias.dtype}, expected numbers to add to the scores; a bool is a mask")
+    for name, given in (("mask", mask), ("bias", bias)):
+        if given is not None and not fits(given.shape, shape):
+            raise ShapeError(f"the {name} has shape {tuple(given.shape)}, expected (B, H, T, S) = {shape}, or ones")
 
 
-def widening_is_faster(query: Tensor) -> bool:
-    """Whether one new bf16 query (B, H, 1, D) is sooner done in fp32: the CPU's 16-bit kernel takes twice the time."""
-    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] == 1
+def fits(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    """Whether a tensor of `shape` can be broadcast to `target`.
+
+    Example:
+        >>> fits((2, 1, 1, 5), (2, 3, 4, 5)), fits((4, 5), (2, 3, 4, 5)), fits((2, 5), (2, 3, 4, 5))
+        (True, True, False)
+    """
+    ends = zip(reversed(shape), reversed(target), strict=False)
+    return len(shape) <= len(target) and all(size in (1, wanted) for size, wanted in ends)

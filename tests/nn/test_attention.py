@@ -10,8 +10,10 @@ from minillm.nn.attention import (
     SelfAttention,
     attention,
     attention_weights,
+    biased_attention,
     causal_mask,
     merge_heads,
+    mix_heads,
     padding_mask,
     product_attention,
     share_heads,
@@ -19,6 +21,7 @@ from minillm.nn.attention import (
 )
 from minillm.nn.cache import KVCache
 from minillm.nn.position import rotary_angles
+from minillm.nn.source_attention import SourceAttention
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -225,6 +228,133 @@ def test_cross_attention_refuses_what_does_not_fit():
         layer(torch.zeros(3, 16), torch.zeros(1, 3, 16))
     with pytest.raises(ConfigError, match="multiple"):
         CrossAttention(16, 4, 3)
+
+
+KERNELS = ("torch", "naive")
+BIASES = {"distances": (4, 3, 5), "rows": (2, 1, 1, 5), "everything": (2, 4, 3, 5)}
+MASKS = {"no mask": None, "padding": (2, 1, 1, 5), "everything": (2, 4, 3, 5), "keys": (5,)}
+
+
+def some_mask(shape):
+    """Bool, about two thirds True, with one row that hides everything where there are several."""
+    mask = rand(*shape, seed=3) > -0.5
+    if len(shape) > 1:
+        mask[0, 0, 0] = False
+    return mask
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("n_kv_heads", [4, 2])
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_bias_is_added_to_the_scores_of_every_kernel(kernels, n_kv_heads, bias, mask):
+    mask = None if MASKS[mask] is None else some_mask(MASKS[mask])
+    inputs = rand(2, 4, 3, 8), rand(2, n_kv_heads, 5, 8), rand(2, n_kv_heads, 5, 8, seed=1), rand(*BIASES[bias], seed=2)
+
+    def by_hand(query, key, value, bias):
+        scores = torch.einsum("bhtd,bhsd->bhts", query, key.repeat_interleave(4 // n_kv_heads, 1)) / 8**0.5 + bias
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -1e30)
+        weights = scores.softmax(-1) if mask is None else scores.softmax(-1) * mask
+        return torch.einsum("bhts,bhsd->bhtd", weights, value.repeat_interleave(4 // n_kv_heads, 1))
+
+    ours = gradients(lambda q, k, v, b: mix_heads(q, k, v, mask, kernels=kernels, bias=b), *inputs)
+    torch.testing.assert_close(ours, gradients(by_hand, *inputs), **EXACT)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_bias_and_the_past_only(kernels):
+    inputs, bias = [rand(2, 3, 5, 4, seed=s) for s in range(3)], rand(3, 5, 5)
+    hidden = bias.masked_fill(~causal_mask(5, 5), -torch.inf)
+    expected = scaled_dot_product_attention(*inputs, hidden.expand(2, 3, 5, 5))
+    torch.testing.assert_close(mix_heads(*inputs, causal=True, kernels=kernels, bias=bias), expected, **EXACT)
+    torch.testing.assert_close(biased_attention(*inputs, bias, causal_mask(5, 5)), expected, **EXACT)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("n_queries", [1, 3])
+def test_rows_that_see_nothing_are_zero_in_every_kernel(kernels, dtype, biased, n_queries):
+    inputs = [rand(2, 4, n, 8).to(dtype) for n in (n_queries, 5, 5)]
+    mask, bias = padding_mask(torch.tensor([0, 3]), 5), rand(4, n_queries, 5) if biased else None
+
+    def mixed(query, key, value):
+        return mix_heads(query, key, value, mask, kernels=kernels, bias=bias).double()
+
+    value, grads = gradients(mixed, *inputs)
+    assert (value[0] == 0).all() and (value[1] != 0).any()
+    assert all(gradient.isfinite().all() and (gradient[0] == 0).all() for gradient in grads)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(
+    ("mask", "bias", "message"),
+    [
+        (torch.ones(2, 1, 1, 5), None, "mask has dtype torch.float32"),
+        (torch.ones(2, 1, 1, 5, dtype=torch.int64), None, "mask has dtype torch.int64.*mask.bool"),
+        (torch.ones(2, 5, dtype=torch.bool), None, r"mask has shape \(2, 5\)"),
+        (torch.ones(3, 1, 1, 5, dtype=torch.bool), None, r"mask has shape \(3, 1, 1, 5\)"),
+        (None, torch.ones(4, 3, 5, dtype=torch.bool), "a bool is a mask"),
+        (None, torch.ones(4, 3, 5, dtype=torch.int64), "bias has dtype torch.int64"),
+        (None, torch.ones(3, 3, 5), r"bias has shape \(3, 3, 5\)"),
+        (None, torch.ones(1, 2, 4, 3, 5), "bias has shape"),
+    ],
+)
+def test_masks_and_biases_that_mean_something_else_are_refused(kernels, mask, bias, message):
+    with pytest.raises(ShapeError, match=message):
+        mix_heads(*(torch.ones(2, 4, n, 8) for n in (3, 5, 5)), mask, kernels=kernels, bias=bias)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_self_attention_with_heads_of_any_width_and_unscaled_scores(kernels, qk_norm):
+    layer = SelfAttention(10, 4, 2, std=0.3, output_std=0.3, qk_norm=qk_norm, d_head=6, scale=1.0, kernels=kernels)
+    layer, x, bias = layer.double(), rand(2, 5, 10), rand(4, 5, 5)
+    assert layer.sections == (24, 12, 12) and layer.output.weight.shape == (10, 24)
+    query, key, value = (x @ rows.T for rows in layer.qkv.weight.split(layer.sections))
+    mixed = []
+    for head in range(4):
+        q, k, v = (t.unflatten(-1, (-1, 6))[:, :, h] for t, h in ((query, head), (key, head // 2), (value, head // 2)))
+        if qk_norm:
+            q, k = (t / (t.square().mean(-1, keepdim=True) + 1e-5).sqrt() for t in (q, k))
+        scores = (q @ k.mT + bias[head]).masked_fill(~causal_mask(5, 5), -torch.inf)
+        mixed.append(scores.softmax(-1) @ v)
+    expected = torch.cat(mixed, dim=-1) @ layer.output.weight.T
+    torch.testing.assert_close(layer(x, causal=True, bias=bias), expected, **EXACT)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_cross_attention_with_heads_of_any_width_and_unscaled_scores(kernels):
+    layer = CrossAttention(10, 3, 3, d_source=7, std=0.3, output_std=0.3, d_head=4, scale=1.0, kernels=kernels).double()
+    x, source, mask = rand(2, 5, 10), rand(2, 6, 7), padding_mask(torch.tensor([6, 2]), 6)
+    key, value = (source @ layer.key_value.weight.T).chunk(2, dim=-1)
+    mixed = []
+    for head in range(3):
+        part = slice(4 * head, 4 * head + 4)
+        scores = (x @ layer.query.weight[part].T) @ key[..., part].mT
+        mixed.append(scores.masked_fill(~mask[:, 0], -torch.inf).softmax(-1) @ value[..., part])
+    expected = torch.cat(mixed, dim=-1) @ layer.output.weight.T
+    torch.testing.assert_close(layer(x, source, mask), expected, **EXACT)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_keys_and_values_of_a_source_serve_many_steps(kernels):
+    layer = SourceAttention(16, 4, 2, d_source=6, bias=True, std=0.3, output_std=0.3, kernels=kernels).double()
+    x, source, mask = rand(2, 5, 16), rand(2, 7, 6), padding_mask(torch.tensor([7, 2]), 7)
+    kept = layer.keys_values(source)
+    steps = torch.cat([layer.attend(x[:, step : step + 1], *kept, mask) for step in range(5)], dim=1)
+    torch.testing.assert_close(steps, layer(x, source, mask), **EXACT)
+    strong = torch.full((4, 1, 7), -1e9, dtype=torch.float64).index_fill(-1, torch.tensor([1]), 0.0)
+    chosen = layer.attend(x, *(part[:, :, 1:2] for part in kept))
+    torch.testing.assert_close(layer.attend(x, *kept, bias=strong), chosen, **EXACT)
+
+
+def test_a_fixed_scale_is_no_weight():
+    for layer in (SelfAttention(8, 2, 2, scale=1.0), CrossAttention(8, 2, 2, scale=1.0)):
+        assert all(name.endswith("weight") for name in layer.state_dict())
+    with pytest.raises(ConfigError, match="multiple"):
+        SelfAttention(16, 4, 3, d_head=8)
 
 
 def test_bf16_products_stay_close_to_the_exact_answer():

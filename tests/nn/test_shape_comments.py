@@ -20,6 +20,7 @@ from minillm.nn import functional
 from minillm.nn.attention import CrossAttention, padding_mask
 from minillm.nn.embedding import embedding
 from minillm.nn.feedforward import gelu_feed_forward, relu2_feed_forward, swiglu_feed_forward
+from minillm.nn.source_attention import SourceAttention
 
 ROOT = Path(minillm.__file__).parent
 
@@ -39,6 +40,8 @@ def exercise_the_library():
     functional.log_softmax(x)
     source_mask = padding_mask(torch.tensor([0, 4]), 5)
     CrossAttention(24, 4, 2, d_source=10)(torch.ones(2, 3, 24), torch.ones(2, 5, 10), source_mask)
+    cross = SourceAttention(24, 4, 2, d_source=10, scale=1.0, kernels="naive")
+    cross.attend(torch.ones(2, 3, 24), *cross.keys_values(torch.ones(2, 5, 10)), source_mask, torch.ones(4, 3, 5))
     embedding(torch.ones(2, 3, dtype=torch.long), up)
     plain = model_config("gpt2", "nano", 13, 9, n_layers=1)
     rough = GPT(plain).bfloat16()
