@@ -39,6 +39,7 @@ class GPTConfig:
         d_ff: hidden width F of the feed-forward layers; 0 means what `default_d_ff` says.
         norm: "layer" or "rms".
         norm_weight: whether norms learn a scale.
+        norm_epsilon: added to the variance, or the mean square, by which a norm divides.
         position: "learned" vectors or "rotary".
         rotary_base: how slowly the slowest rotary pair turns.
         feed_forward: "gelu", "swiglu" or "relu2".
@@ -68,6 +69,7 @@ class GPTConfig:
     d_ff: int = 0
     norm: str = "layer"
     norm_weight: bool = True
+    norm_epsilon: float = 1e-5
     position: str = "learned"
     rotary_base: float = 10000.0
     feed_forward: str = "gelu"
@@ -101,8 +103,9 @@ class GPTConfig:
             raise ConfigError(f"embedding_std is {self.embedding_std}, expected a number of at least 0")
         if not 0.0 <= self.max_score < math.inf or (self.max_score and not self.qk_norm):
             raise ConfigError(f"max_score is {self.max_score}, expected 0, or with qk_norm a positive number")
-        if not 0.0 < self.rotary_base < math.inf:
-            raise ConfigError(f"rotary_base is {self.rotary_base}, expected a positive number")
+        for name in ("rotary_base", "norm_epsilon"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected a positive number")
 
     def check_heads(self) -> None:
         """Check that heads divide the width, key/value heads the heads, and rotary pairs a head.
@@ -265,9 +268,10 @@ def previous_vectors(vectors: Tensor, before: Tensor | None = None) -> Tensor:
 
 def make_norm(config: GPTConfig) -> nn.Module:
     """The kind of norm the config asks for, of width C."""
+    shared = {"weight": config.norm_weight, "epsilon": config.norm_epsilon, "kernels": config.kernels}
     if config.norm == "rms":
-        return RMSNorm(config.d_model, weight=config.norm_weight, kernels=config.kernels)
-    return LayerNorm(config.d_model, weight=config.norm_weight, bias=config.bias, kernels=config.kernels)
+        return RMSNorm(config.d_model, **shared)
+    return LayerNorm(config.d_model, bias=config.bias, **shared)
 
 
 class GPT(nn.Module):

@@ -7,6 +7,7 @@ from minillm.models.gpt import GPTConfig
 
 FAMILIES = {
     "gpt2": {"bias": True},
+    "llama": {"norm": "rms", "position": "rotary", "feed_forward": "swiglu", "tie_embeddings": False},
     "modern": {
         "norm": "rms",
         "norm_weight": False,
@@ -47,9 +48,10 @@ def model_config(family: str, size: str, vocab_size: int, max_seq_len: int, **ov
     """The config of a named model.
 
     Args:
-        family: "gpt2" (learned positions, LayerNorm, GELU, biases, tied embedding) or "modern" (rotary positions,
-            RMSNorm without weights, query/key norm with scores up to 12, token shift, ReLU^2, outputs zero at first,
-            untied head, logits capped at 15, token vectors of size 0.25 at first).
+        family: "gpt2" (learned positions, LayerNorm, GELU, biases, tied embedding), "llama" (rotary positions, RMSNorm,
+            SwiGLU, no biases, untied head) or "modern" (rotary positions, RMSNorm without weights, query/key norm with
+            scores up to 12, token shift, ReLU^2, outputs zero at first, untied head, logits capped at 15, token vectors
+            of size 0.25 at first).
         size: one of `sizes()`.
         vocab_size: number of token ids V.
         max_seq_len: context in tokens.

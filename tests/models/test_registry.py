@@ -51,9 +51,10 @@ def test_base_is_gpt2_small():
     assert parameters(model_config("gpt2", "large", 50257, 1024)) == 354_823_168
 
 
-def test_families_of_one_size_have_about_equal_parameters():
-    counts = [parameters(model_config(family, "tiny", 65, 64)) for family in families()]
-    assert max(counts) / min(counts) < 1.05
+@pytest.mark.parametrize("size, at_most", [("tiny", 1.1), ("base", 1.02)])  # rounding d_ff of swiglu weighs less there
+def test_families_of_one_size_have_about_equal_parameters(size, at_most):
+    counts = [parameters(model_config(family, size, 65, 64)) for family in families()]
+    assert max(counts) / min(counts) < at_most
 
 
 @pytest.mark.parametrize("family", families())
