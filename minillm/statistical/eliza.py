@@ -110,16 +110,14 @@ def reflect(words: Sequence[str], reflections: Mapping[str, str]) -> list[str]:
         >>> reflect("i am sure you took my hat".split(), {"i am": "you are", "i": "you", "you": "i", "my": "your"})
         ['you', 'are', 'sure', 'i', 'took', 'your', 'hat']
     """
-    longest = max((len(phrase.split()) for phrase in reflections), default=0)
     reflected, place = [], 0
     while place < len(words):
-        lengths = (n for n in range(longest, 0, -1) if " ".join(words[place : place + n]) in reflections)
-        length = next(lengths, 0)
-        if length:
-            reflected += reflections[" ".join(words[place : place + length])].split()
-        else:
-            reflected.append(words[place])
-        place += max(length, 1)
+        for stop in range(len(words), place, -1):
+            phrase = " ".join(words[place:stop])
+            if phrase in reflections:
+                break
+        reflected += reflections.get(phrase, phrase).split()  # no phrase: the loop has ended with a single word
+        place = stop
     return reflected
 
 

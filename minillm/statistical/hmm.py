@@ -309,11 +309,13 @@ class HiddenMarkovModel:
         """
         if n_ids < 1:
             raise ConfigError(f"n_ids must be at least 1, not {n_ids}")
-        ids, states, next_state = [], [], self.initial
+        tables = self.initial, self.transitions, self.emissions
+        initial, transitions, emissions = (np.cumsum(table, axis=-1) for table in tables)
+        ids, states, next_state = [], [], initial
         while len(ids) < n_ids and (stop is None or ids[-1:] != [stop]):
-            states.append(int(generator.choice(self.n_states, p=next_state)))
-            ids.append(int(generator.choice(self.vocab_size, p=self.emissions[states[-1]])))
-            next_state = self.initial if ids[-1] == self.boundary else self.transitions[states[-1]]
+            states.append(_drawn(next_state, generator))
+            ids.append(_drawn(emissions[states[-1]], generator))
+            next_state = initial if ids[-1] == self.boundary else transitions[states[-1]]
         return np.array(ids), np.array(states)
 
     def save(self, path: str | Path) -> None:
@@ -333,3 +335,8 @@ class HiddenMarkovModel:
             return cls(arrays["initial"], arrays["transitions"], arrays["emissions"], header["boundary"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is no hidden Markov model ({error}); save the model again") from None
+
+
+def _drawn(cumulative: np.ndarray, generator: np.random.Generator) -> int:
+    """A number in proportion to the steps of these sums."""
+    return int(np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right"))

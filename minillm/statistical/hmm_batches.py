@@ -92,7 +92,8 @@ def scaled_forward(
     Returns:
         filtered (N, K): p(s_t | x_1 .. x_t), all 0 from an impossible id on; and totals (N,): p(x_t | x_1 .. x_t-1).
     """
-    filtered, totals = np.empty(scores.shape), np.empty(len(scores))                # (N, K), (N,)
+    filtered = np.empty(scores.shape)                                               # (N, K)
+    totals = np.empty(len(scores))                                                  # (N,)
     begin = before = 0
     for n in layout.n_active:
         rows = slice(begin, begin + n)

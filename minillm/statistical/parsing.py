@@ -19,8 +19,8 @@ from minillm.statistical.grammar import Grammar, Production
 
 NEVER_ENDS = 1 - 1e-9  # symbols that become one another with this probability or more
 
-Tree = tuple  # (symbol, child, ...): a child is a tree or a word
-Key = str | tuple  # of a symbol: its name; (word,) if it only becomes this word; (a, b, ..) for what is left of a rule
+Tree = tuple  # a symbol and its children, each of them a tree or a word
+Key = str | tuple  # of a symbol: its name; a tuple with a word if it only becomes this word, or with the rest of a rule
 
 
 @dataclass(frozen=True, eq=False)

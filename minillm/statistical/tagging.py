@@ -76,7 +76,7 @@ def crossed(rows: Sequence[int] | np.ndarray, columns: Sequence[int] | np.ndarra
     """
     rows, columns = np.asarray(rows), np.asarray(columns)
     if rows.shape != columns.shape or rows.ndim != 1 or rows.size == 0:
-        raise DataError(f"expected one tag for each place, at least one; given are shapes {rows.shape}, {columns.shape}")
+        raise DataError(f"expected a tag for each place, at least one; given are shapes {rows.shape}, {columns.shape}")
     if rows.min() < 0 or columns.min() < 0:
         raise DataError("states and tags are numbers from 0 on; one of them is negative")
     n_columns = int(columns.max()) + 1
