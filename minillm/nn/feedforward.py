@@ -10,7 +10,8 @@ from minillm.errors import ConfigError
 from minillm.nn import functional
 from minillm.nn.linear import Linear, linear
 
-FEED_FORWARDS = ("gelu", "swiglu", "relu2")
+FEED_FORWARDS = ("gelu", "gelu_exact", "relu", "relu2", "swiglu", "geglu")
+GATED = ("swiglu", "geglu")
 CACHED = 1 << 20  # numbers (4 MiB in fp32) up to which several passes over a tensor stay in the cache
 
 
@@ -52,6 +53,46 @@ def swiglu_feed_forward(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Te
         10.57
     """
     return linear(functional.silu(linear(x, gate)) * linear(x, up), down)  # (..., C)
+
+
+def geglu_feed_forward(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """down @ (gelu_tanh(gate @ x) * (up @ x)): SwiGLU with another curve, as in T5 v1.1.
+
+    Args:
+        x: (..., C).
+        gate: (F, C) weight.
+        up: (F, C) weight.
+        down: (C, F) weight.
+
+    Returns:
+        (..., C).
+
+    Source:
+        Shazeer 2020, arXiv:2002.05202, eq. (6), with the tanh form of GELU.
+
+    Example:
+        >>> one = torch.ones(1, 1)
+        >>> round(geglu_feed_forward(torch.tensor([2.0]), one, 3 * one, one).item(), 3)
+        11.728
+    """
+    return linear(functional.gelu_tanh(linear(x, gate)) * linear(x, up), down)  # (..., C)
+
+
+def relu_feed_forward(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """down @ max(up @ x, 0), the feed-forward layer of the first Transformer.
+
+    Args:
+        x: (..., C).
+        up: (F, C) weight.
+        down: (C, F) weight.
+
+    Returns:
+        (..., C).
+
+    Source:
+        Vaswani et al. 2017, arXiv:1706.03762, eq. (2); biases left out.
+    """
+    return linear(functional.relu(linear(x, up)), down)            # (..., C)
 
 
 def relu2_feed_forward(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -102,12 +143,13 @@ def sigmoid_gelu_is_faster(hidden: Tensor) -> bool:
 
 
 class FeedForward(nn.Module):
-    """A learned feed-forward layer of one of three kinds.
+    """A learned feed-forward layer of one of several kinds.
 
     Args:
         d_model: width C of input and output.
         d_ff: hidden width F.
-        kind: "gelu" (tanh form), "swiglu" or "relu2".
+        kind: "gelu" (tanh form), "gelu_exact" (by the error function), "relu", "relu2", or with a gate "swiglu" or
+            "geglu" (tanh form).
         bias: whether the linear maps have biases.
         std: standard deviation of the initial weights.
         output_std: that of the last map, which writes into the residual stream.
@@ -134,23 +176,33 @@ class FeedForward(nn.Module):
         if kind not in FEED_FORWARDS:
             raise ConfigError(f"feed-forward kind is {kind!r}, expected one of {FEED_FORWARDS}")
         self.kind, self.kernels = kind, kernels
-        self.gate = Linear(d_model, d_ff, bias, std, generator) if kind == "swiglu" else None
+        self.gate = Linear(d_model, d_ff, bias, std, generator) if kind in GATED else None
         self.up = Linear(d_model, d_ff, bias, std, generator)
         self.down = Linear(d_ff, d_model, bias, output_std, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., C) to (..., C)."""
         hidden = self.up(x)                                        # (..., F)
-        if self.kind == "swiglu":
+        if self.gate is not None:
             return self.down(self.activate(self.gate(x)) * hidden)
         return self.down(self.activate(hidden))
 
     def activate(self, hidden: Tensor) -> Tensor:
         """The nonlinearity of this kind, on (..., F)."""
         if self.kernels == "naive":
-            functions = {"gelu": functional.gelu_tanh, "swiglu": functional.silu, "relu2": functional.relu2}
-            return functions[self.kind](hidden)
-        if self.kind == "gelu":
+            return NAIVE[self.kind](hidden)
+        if self.kind in ("gelu", "geglu"):
             fits = sigmoid_gelu_is_faster(hidden)
             return SigmoidGelu.apply(hidden) if fits else F.gelu(hidden, approximate="tanh")
-        return F.silu(hidden) if self.kind == "swiglu" else F.relu(hidden).square()
+        return FUSED[self.kind](hidden)
+
+
+NAIVE = {
+    "gelu": functional.gelu_tanh,
+    "gelu_exact": functional.gelu,
+    "relu": functional.relu,
+    "relu2": functional.relu2,
+    "swiglu": functional.silu,
+    "geglu": functional.gelu_tanh,
+}
+FUSED = {"gelu_exact": F.gelu, "relu": F.relu, "relu2": lambda hidden: F.relu(hidden).square(), "swiglu": F.silu}

@@ -125,6 +125,25 @@ def silu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
 
 
+def relu(x: Tensor) -> Tensor:
+    """The positive part: max(x, 0).
+
+    Args:
+        x: any shape.
+
+    Returns:
+        The same shape.
+
+    Source:
+        Nair and Hinton 2010, "Rectified linear units improve restricted Boltzmann machines", ICML.
+
+    Example:
+        >>> relu(torch.tensor([-1.0, 3.0])).tolist()
+        [0.0, 3.0]
+    """
+    return torch.where(x > 0, x, 0.0)
+
+
 def relu2(x: Tensor) -> Tensor:
     """The square of the positive part: max(x, 0)^2.
 
@@ -141,7 +160,7 @@ def relu2(x: Tensor) -> Tensor:
         >>> relu2(torch.tensor([-1.0, 3.0])).tolist()
         [0.0, 9.0]
     """
-    return x.clamp(min=0.0).square()
+    return relu(x).square()
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, epsilon: float = 1e-5) -> Tensor:

@@ -122,7 +122,7 @@ def test_wrong_inputs_are_refused():
         ({"n_kv_heads": 3}, "not a multiple of n_kv_heads 3"),
         ({"norm": "batch"}, "norm is 'batch'"),
         ({"position": "sine"}, "position is 'sine'"),
-        ({"feed_forward": "relu"}, "feed_forward is 'relu'"),
+        ({"feed_forward": "elu"}, "feed_forward is 'elu'"),
         ({"kernels": "triton"}, "kernels is 'triton'"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"logit_cap": float("nan")}, "logit_cap is nan"),

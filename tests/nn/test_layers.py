@@ -8,10 +8,13 @@ from torch.nn import functional as F
 from minillm.errors import ConfigError, DataError, ShapeError
 from minillm.nn.embedding import Embedding, embedding
 from minillm.nn.feedforward import (
+    FEED_FORWARDS,
     FeedForward,
     SigmoidGelu,
+    geglu_feed_forward,
     gelu_feed_forward,
     relu2_feed_forward,
+    relu_feed_forward,
     swiglu_feed_forward,
 )
 from minillm.nn.linear import Linear, linear, normal_weight
@@ -98,7 +101,7 @@ def test_layer_norm_module_agrees_with_torch(kernels):
     assert_modules_agree(LayerNorm(6, bias=True, kernels=kernels).double(), nn.LayerNorm(6).double(), rand(2, 3, 6))
 
 
-@pytest.mark.parametrize("kind", ["gelu", "swiglu", "relu2"])
+@pytest.mark.parametrize("kind", FEED_FORWARDS)
 @pytest.mark.parametrize("bias", [False, True])
 def test_feed_forward_kernels_agree(kind, bias):
     fast = FeedForward(6, 10, kind, bias=bias, std=0.5, output_std=0.5).double()
@@ -113,14 +116,30 @@ def test_feed_forward_functions_in_closed_form():
     expected = F.gelu(x @ up.T, approximate="tanh") @ down.T
     torch.testing.assert_close(gelu_feed_forward(x, up, down), expected, **same)
     torch.testing.assert_close(relu2_feed_forward(x, up, down), F.relu(x @ up.T) ** 2 @ down.T, **same)
+    torch.testing.assert_close(relu_feed_forward(x, up, down), F.relu(x @ up.T) @ down.T, **same)
+    expected = (F.gelu(x @ gate.T, approximate="tanh") * (x @ up.T)) @ down.T
+    torch.testing.assert_close(geglu_feed_forward(x, gate, up, down), expected, **same)
 
 
-@pytest.mark.parametrize("kind", ["gelu", "swiglu", "relu2"])
+@pytest.mark.parametrize("kind", sorted(set(FEED_FORWARDS) - {"gelu_exact"}))
 def test_feed_forward_module_is_its_function(kind):
     layer, x = FeedForward(4, 6, kind, std=0.5, output_std=0.5).double(), rand(3, 4)
-    functions = {"gelu": gelu_feed_forward, "swiglu": swiglu_feed_forward, "relu2": relu2_feed_forward}
+    functions = {"gelu": gelu_feed_forward, "swiglu": swiglu_feed_forward, "geglu": geglu_feed_forward}
+    functions |= {"relu": relu_feed_forward, "relu2": relu2_feed_forward}
     weights = [part.weight for part in (layer.gate, layer.up, layer.down) if part is not None]
     torch.testing.assert_close(layer(x), functions[kind](x, *weights), rtol=1e-10, atol=1e-12)
+
+
+def test_exact_gelu_is_torchs():
+    layer, x = FeedForward(4, 6, "gelu_exact", std=2.0, output_std=0.5).double(), rand(3, 4)
+    torch.testing.assert_close(layer(x), layer.down(F.gelu(layer.up(x))), rtol=1e-10, atol=1e-12)
+
+
+def test_relu_has_no_slope_at_zero():
+    for kernels in ("torch", "naive"):
+        hidden = torch.tensor([-1.0, 0.0, 2.0, -torch.inf], requires_grad=True)
+        FeedForward(4, 4, "relu", kernels=kernels).activate(hidden).sum().backward()
+        assert hidden.grad.tolist() == [0.0, 0.0, 1.0, 0.0]
 
 
 def test_gelu_by_a_sigmoid_is_the_gelu_by_tanh():
@@ -136,5 +155,5 @@ def test_gelu_by_a_sigmoid_is_the_gelu_by_tanh():
 
 
 def test_unknown_feed_forward_is_refused():
-    with pytest.raises(ConfigError, match="'relu'"):
-        FeedForward(4, 8, "relu")
+    with pytest.raises(ConfigError, match="'elu'"):
+        FeedForward(4, 8, "elu")
