@@ -1,0 +1,121 @@
+"""Our decoders and those of `transformers`: equal logits and gradients, through checkpoints in both directions."""
+
+import pytest
+import torch
+from helpers.parity import assert_near, assert_same_gradients, random_ids, randomized
+
+from minillm.export.hugging_face import load_hugging_face, save_hugging_face
+from minillm.infer.generate import generate
+from minillm.infer.sampling import GREEDY
+from minillm.models.gpt import GPT
+from minillm.models.registry import model_config
+
+pytestmark = [
+    pytest.mark.oracle,
+    pytest.mark.filterwarnings("ignore"),  # theirs are not our concern
+]
+SHAPES = {
+    "gpt2": [{}, {"d_ff": 40, "tie_embeddings": False, "norm_epsilon": 1e-4}, {"n_heads": 1, "kernels": "naive"}],
+    "llama": [
+        {"n_kv_heads": 2, "norm_epsilon": 1e-6},
+        {"n_kv_heads": 1, "rotary_base": 500.0, "tie_embeddings": True},
+        {"bias": True, "kernels": "naive", "d_ff": 24},
+    ],
+}
+EXACT = {"gpt2": 1e-10, "llama": 1e-6}  # theirs computes RMSNorm's scale and rotary angles in float32
+CASES = [(family, seed, shape) for family, shapes in SHAPES.items() for seed, shape in enumerate(shapes)]
+
+
+def small(family, seed, shape, dtype):
+    settings = {"n_layers": 2, "n_heads": 4, "d_model": 32} | shape
+    config = model_config(family, "nano", vocab_size=31 + seed, max_seq_len=24, **settings)
+    return randomized(GPT(config, torch.Generator().manual_seed(seed)), seed).to(dtype)
+
+
+def opened(folder, dtype, attention="eager"):
+    """Their model; their "eager" attention gives NaN to rows that may see nothing, their "sdpa" does not."""
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("family, seed, shape", CASES)
+def test_logits_and_all_gradients(family, seed, shape, dtype, tmp_path):
+    model = small(family, seed, shape, dtype)
+    peer = opened(save_hugging_face(model, tmp_path / "saved"), dtype)
+    ids = random_ids(model.config.vocab_size, (3, 20), seed)
+    ours, theirs = model(ids), peer(ids).logits
+    relative = EXACT[family] if dtype == torch.float64 else 1e-5
+    assert_near(ours, theirs, relative, "logits")
+    for logits in (ours, theirs):
+        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    assert_same_gradients(model, peer, relative)
+
+
+@pytest.mark.parametrize("family, seed, shape", CASES)
+def test_padding_on_the_left_and_steps_with_a_cache(family, seed, shape, tmp_path):
+    model = small(family, seed, shape, torch.float64).eval()
+    peer = opened(save_hugging_face(model, tmp_path / "saved"), torch.float64, "sdpa")
+    ids = random_ids(model.config.vocab_size, (2, 12), seed)
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    mask[1, :5] = False
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache, past = model.make_cache(2, 12), None
+    for start, end in ((0, 7), (7, 8), (8, 12)):
+        here = slice(start, end)
+        ours = model(ids[:, here], cache, mask[:, :end], positions[:, here])
+        theirs = peer(
+            ids[:, here], attention_mask=mask[:, :end].long(), position_ids=positions[:, here],
+            past_key_values=past, use_cache=True,
+        )  # fmt: skip
+        past, real = theirs.past_key_values, mask[:, here]
+        assert_near(ours[real], theirs.logits[real], EXACT[family], f"positions {start} to {end}")
+
+
+def their_models(transformers):
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    shape = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 6, "vocab_size": 29}
+    yield transformers.GPT2Config(
+        n_embd=24, n_layer=3, n_head=6, n_positions=17, vocab_size=29, activation_function="gelu_pytorch_tanh", **ends
+    )
+    yield transformers.LlamaConfig(
+        **shape, num_key_value_heads=3, intermediate_size=20, max_position_embeddings=17, attention_bias=True,
+        mlp_bias=True, **ends,
+    )  # fmt: skip
+    yield transformers.MistralConfig(
+        **shape, num_key_value_heads=2, intermediate_size=20, max_position_embeddings=17, sliding_window=None, **ends
+    )
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("size", ["1GB", "4KB"])
+def test_their_checkpoints_open_here(number, size, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(number)
+    peer = transformers.AutoModelForCausalLM.from_config(list(their_models(transformers))[number]).eval()
+    randomized(peer, number)
+    peer.save_pretrained(tmp_path, max_shard_size=size)
+    assert (size == "1GB") == (tmp_path / "model.safetensors").is_file()
+    model, ids = load_hugging_face(tmp_path), random_ids(29, (2, 17), number)
+    assert_near(model(ids), peer(ids).logits, 1e-5)
+
+
+def test_a_body_without_a_head_opens_too(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=24, n_layer=1, n_head=2, n_positions=17, vocab_size=29, eos_token_id=0)
+    peer = transformers.GPT2LMHeadModel(config).eval()
+    peer.transformer.save_pretrained(tmp_path)
+    ids = random_ids(29, (2, 17))
+    assert_near(load_hugging_face(tmp_path)(ids), peer(ids).logits, 1e-5)
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_our_shards_open_there_and_continue_texts_greedily(family, tmp_path):
+    model = small(family, 3, {}, torch.float32).eval()
+    peer = opened(save_hugging_face(model, tmp_path / "saved", shard_bytes=8000), torch.float32)
+    assert len(list((tmp_path / "saved").glob("model-*.safetensors"))) > 2
+    prompt = random_ids(model.config.vocab_size, (1, 5))
+    ours = generate(model, prompt.tolist(), 15, GREEDY)[0]
+    theirs = peer.generate(prompt, max_new_tokens=15, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert ours == theirs[0, 5:].tolist()
