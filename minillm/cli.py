@@ -12,6 +12,7 @@ VERBS = {
     "train": "train a model on a text; without arguments, a small one on our stories",
     "generate": "continue a prompt with a trained model",
     "chat": "the same, turn by turn at the terminal",
+    "export": "write a run as a folder that transformers opens",
     "evaluate": "a run's loss, perplexity and bits per byte beside simpler models",
     "plot": "draw the loss curves of one or several runs",
     "demo": "from raw text to two trained models, with tables and pictures, in two to four minutes",

@@ -71,8 +71,8 @@ def test_course_names_its_actions(capsys):
     assert "start" in capsys.readouterr().err
 
 
-def test_sizes_on_offer_are_the_registrys():
-    from minillm.models.registry import sizes
-    from minillm.verbs.train import SIZE_NAMES
+def test_families_and_sizes_on_offer_are_the_registrys():
+    from minillm.models.registry import families, sizes
+    from minillm.verbs.train import FAMILY_NAMES, SIZE_NAMES
 
-    assert SIZE_NAMES == sizes()
+    assert (FAMILY_NAMES, SIZE_NAMES) == (families(), sizes())

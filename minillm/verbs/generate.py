@@ -11,6 +11,7 @@ from minillm.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from minillm.export.opened import Opened
     from minillm.verbs.run_folder import Run
 
 
@@ -19,6 +20,11 @@ class Drawing:
     """What `generate` and `chat` share: the run, and how its tokens are drawn."""
 
     run: Path = setting(Path("runs/demo"), "folder of the run", positional=True)
+    hf: Path | None = setting(
+        None,
+        "instead of a run: a folder on this disk in the Hugging Face layout; nothing is downloaded (where there is "
+        "network, get weights of a hub first, for example with: hf download NAME --local-dir DIR)",
+    )
     max_new_tokens: int = setting(200, "the most tokens to add")
     temperature: float = setting(0.8, "below 1 favours likely tokens, above 1 evens out, 0 always takes the likeliest")
     top_k: int = setting(0, "keep only the k likeliest tokens; 0 keeps all")
@@ -62,23 +68,28 @@ def run(settings: Settings) -> None:
         print()
 
 
-def open_to_draw(settings: Drawing) -> "Run":
-    """The run of the settings, on their device, in their number format."""
+def open_to_draw(settings: Drawing) -> "Run | Opened":
+    """The run, or the foreign folder, of the settings, on their device, in their number format."""
+    from minillm.export.opened import open_hugging_face
     from minillm.infer.packed import pack_linears
     from minillm.runtime import choose_device, choose_dtype
     from minillm.verbs.run_folder import open_run
 
     device = choose_device(settings.device)
-    opened = open_run(settings.run, device, choose_dtype(settings.precision, device).dtype)
+    dtype = choose_dtype(settings.precision, device).dtype
+    if settings.hf is not None:
+        opened = open_hugging_face(settings.hf, device, dtype)
+    else:
+        opened = open_run(settings.run, device, dtype)
     pack_linears(opened.model)
     return opened
 
 
-def continuation(opened: "Run", settings: Drawing, prompt: str, seed: int, keep_last: bool) -> Iterator[str]:
+def continuation(opened: "Run | Opened", settings: Drawing, prompt: str, seed: int, keep_last: bool) -> Iterator[str]:
     """The pieces of text that follow a prompt, as they are drawn, up to the document's end, the stop text or the limit.
 
     Args:
-        opened: the run.
+        opened: the run, or the foreign model.
         settings: how to draw, when to stop.
         prompt: ordinary text; what looks like a special token in it is text too.
         seed: for the draws.
@@ -87,17 +98,15 @@ def continuation(opened: "Run", settings: Drawing, prompt: str, seed: int, keep_
     from minillm.infer.generate import generate_stream
     from minillm.infer.sampling import SamplingConfig
     from minillm.runtime import generator
-    from minillm.tokenizers.tokenizer import END_OF_TEXT
 
     tokenizer, model = opened.tokenizer, opened.model
-    end = tokenizer.special_tokens[END_OF_TEXT]
     sampling = SamplingConfig(
         temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p, min_p=settings.min_p,
         repetition_penalty=settings.repetition_penalty,
     )  # fmt: skip
     ids = generate_stream(
-        model, [end, *tokenizer.encode(prompt)], settings.max_new_tokens, sampling, stop_ids=[end],
-        generator=generator(seed, device_of(model)), keep_last=keep_last,
+        model, [*opened.begin_ids, *tokenizer.encode(prompt)], settings.max_new_tokens, sampling,
+        stop_ids=opened.end_ids, generator=generator(seed, device_of(model)), keep_last=keep_last,
     )  # fmt: skip
     yield from until(tokenizer.decode_stream(ids), settings.stop)
 

@@ -17,7 +17,7 @@ from minillm.data.packing import PackedTokens, open_packed
 from minillm.errors import CheckpointError, DataError
 from minillm.models.gpt import GPT, GPTConfig
 from minillm.tokenizers.loading import load_tokenizer
-from minillm.tokenizers.tokenizer import Tokenizer
+from minillm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 from minillm.train.checkpoint import RunParts, load_checkpoint, newest_valid_checkpoint, read_state
 
 
@@ -73,6 +73,16 @@ class Run:
     model: GPT
     tokenizer: Tokenizer
     step: int
+
+    @property
+    def begin_ids(self) -> list[int]:
+        """What comes before a text's first token: the end of the text before."""
+        return [self.tokenizer.special_tokens[END_OF_TEXT]]
+
+    @property
+    def end_ids(self) -> list[int]:
+        """At these ids a text ends."""
+        return self.begin_ids
 
 
 def open_run(path: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Run:

@@ -9,7 +9,8 @@ from minillm.config import config_from_dict, config_from_json, config_to_dict, c
 from minillm.errors import ConfigError
 
 DEFAULT_OUT = Path("runs")
-SIZE_NAMES = ("nano", "mini", "tiny", "small", "medium", "base", "large")  # as in the registry, which imports torch
+FAMILY_NAMES = ("gpt2", "llama", "modern")  # as in the registry, which imports torch; and so are the sizes
+SIZE_NAMES = ("nano", "mini", "tiny", "small", "medium", "base", "large")
 PRESETS: dict[str, dict[str, object]] = {
     "": {},
     "gpu": {
@@ -28,7 +29,7 @@ class Settings:
     """
 
     data: tuple[str, ...] = setting(("stories-en",), "names (see minillm data), files, folders or patterns of texts")
-    model: str = setting("modern", "model family", choices=("gpt2", "modern"))
+    model: str = setting("modern", "model family", choices=FAMILY_NAMES)
     size: str = setting("tiny", "layers and width", choices=SIZE_NAMES)
     preset: str = setting("", "settings for a purpose; gpu: GPT-2 small on one card", choices=tuple(PRESETS))
     steps: int = setting(300, "optimizer steps in all")
@@ -40,7 +41,7 @@ class Settings:
     )
     tokenizer: str = setting("bpe", "bpe, chars, words or bytes, learned from the text; or a saved tokenizer's file")
     vocab_size: int = setting(1024, "token ids to learn, for bpe and words")
-    optimizer: str = setting("auto", "auto is muon for modern, adamw for gpt2", choices=("auto", "adamw", "muon"))
+    optimizer: str = setting("auto", "auto is muon for modern, adamw for the others", choices=("auto", "adamw", "muon"))
     learning_rate: float = setting(0.0, "top learning rate; 0 takes the optimizer's usual one")
     warmup_steps: int = setting(10, "steps in which the learning rate rises")
     weight_decay: float = setting(0.1, "share of each matrix, times the learning rate, taken away per step")
