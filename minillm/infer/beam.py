@@ -153,7 +153,7 @@ class Beams:
             raise ShapeError(f"the step gave {shape}, expected (N, V) = ({len(self.ids)}, V)")
         if not self.config.end_id < shape[1] or shape[1] < 2:
             raise SamplingError(
-                f"the end id is {self.config.end_id}, the vocabulary has {shape[1]} ids; expected one of at least two ids"
+                f"the end id is {self.config.end_id}, the vocabulary has {shape[1]} ids; expected one of at least two"
             )
 
     def finish(self, totals: Tensor, beams: Tensor, ends: Tensor) -> None:

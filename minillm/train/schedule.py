@@ -123,6 +123,37 @@ def warmup_stable_decay(
     return min_learning_rate + (max_learning_rate - min_learning_rate) * remaining
 
 
+def warmup_inverse_square_root(step: int, d_model: int, n_warmup_steps: int) -> float:
+    """Rise in a straight line, then fall with the square root of the step, for ever: the schedule of the Transformer.
+
+    With s = step + 1 the rate is 1 / sqrt(d_model) * min(1 / sqrt(s), s / n_warmup_steps^1.5).
+
+    Args:
+        step: the step about to be made, from 0.
+        d_model: width of the model; a wider one gets a smaller rate.
+        n_warmup_steps: number of warm-up steps, at least 1; the last of them has the largest rate.
+
+    Returns:
+        the learning rate itself: give the optimizer's groups a base rate of 1.
+
+    Raises:
+        ConfigError: if the step is negative or another number below 1.
+
+    Source:
+        Vaswani et al. 2017, arXiv:1706.03762, eq. (3); d_model 512 and 4000 warm-up steps there.
+
+    Example:
+        >>> [warmup_inverse_square_root(step, d_model=4, n_warmup_steps=4) for step in (0, 1, 3, 15)]
+        [0.0625, 0.125, 0.25, 0.125]
+    """
+    if step < 0 or d_model < 1 or n_warmup_steps < 1:
+        raise ConfigError(
+            f"step {step}, d_model {d_model}, {n_warmup_steps} warm-up steps: expected at least 0, 1 and 1"
+        )
+    number = step + 1
+    return d_model**-0.5 * min(number**-0.5, number * n_warmup_steps**-1.5)
+
+
 def check_schedule(step: int, max_learning_rate: float, min_learning_rate: float, n_warmup_steps: int, n_steps: int):
     """Refuse step numbers and rates that make no schedule."""
     if step < 0 or n_warmup_steps < 0 or n_warmup_steps > n_steps:
