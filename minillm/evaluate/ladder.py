@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from minillm.data.corpora import documents
 from minillm.data.split import split_documents, split_text
@@ -142,23 +141,19 @@ def text_of(name: str, learned: Sequence[str], new: Sequence[str], tokenizer, fl
     return LadderText(name, *ids, tokenizer.vocab_size, end, n_bytes, floor)
 
 
-def climb(
-    text: LadderText, rungs: Sequence[Rung], show: Callable[[Row], None] | None = None, progress: bool = False
-) -> list[Row]:
+def climb(text: LadderText, rungs: Sequence[Rung], show: Callable[[Row], None] | None = None) -> list[Row]:
     """Let every rung learn the text and predict the new documents.
 
     Args:
         text: for all of them.
         rungs: in the order of the table.
         show: called with each row as soon as it is there.
-        progress: draw a bar over the rungs on stderr.
 
     Returns:
         A row per rung; `seconds` is the time to learn alone.
     """
     rows = []
-    for rung in (bar := tqdm(rungs, desc=text.name, disable=not progress, unit="model")):
-        bar.set_postfix_str(rung.name)
+    for rung in rungs:
         start = time.perf_counter()
         model = rung.fit(text)
         seconds = time.perf_counter() - start

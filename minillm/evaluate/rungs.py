@@ -3,7 +3,7 @@
 Dimensions: N ids of a text, V vocabulary, T context.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,35 +16,153 @@ from minillm.errors import ConfigError
 from minillm.evaluate.ladder import LadderText, Rung, Scorer
 from minillm.evaluate.likelihood import document_log_probabilities
 from minillm.models.gpt import GPT
+from minillm.models.lstm import RecurrentConfig
+from minillm.models.neural_ngram import NeuralNGramConfig
 from minillm.models.registry import model_config
+from minillm.statistical.hmm_training import HMMConfig, fit_hmm
 from minillm.statistical.ngram import NGramModel
 from minillm.statistical.smoothing import ALL_METHODS, fit_ngram
 from minillm.train.hooks import ProgressLine
 from minillm.train.loop import LoopConfig, train
+from minillm.train.neural_ngram import NeuralNGramTraining, fit_neural_ngram
 from minillm.train.recipes import choose_recipe, make_optimizer, make_schedule
+from minillm.train.recurrent import RecurrentTraining, train_recurrent
 
 WITHOUT_SHORTER_CONTEXTS = ("add-k", "good-turing")  # theirs may reach across documents
-BYTES_PER_WEIGHT = 4
 
 
-def all_rungs(text: LadderText, quick: bool = False) -> list[Rung]:
+@dataclass(frozen=True)
+class Budget:
+    """Shapes and lengths of training for one kind of text; found by trying, a few tries each.
+
+    Attributes:
+        hmm: the hidden Markov model.
+        order: of the feed-forward model: it sees order - 1 ids.
+        n_epochs: of the feed-forward model.
+        n_layers: of the recurrent networks.
+        d_hidden: of the recurrent networks, and of the feed-forward model's layer.
+        recurrent: their training.
+        dropout: of recurrent networks and decoders.
+        size: of the decoders.
+        n_steps: of the decoders.
+        batch_size: rows a step, likewise.
+        seq_len: context T, likewise; longer documents are cut to learn from and read with a moving window.
+    """
+
+    hmm: HMMConfig
+    order: int
+    n_epochs: float
+    n_layers: int
+    d_hidden: int
+    recurrent: RecurrentTraining
+    dropout: float
+    size: str
+    n_steps: int
+    batch_size: int
+    seq_len: int
+
+
+STORIES = Budget(
+    hmm=HMMConfig(n_states=64, n_iterations=40), order=6, n_epochs=3, n_layers=1, d_hidden=256,
+    recurrent=RecurrentTraining(n_steps=2000), dropout=0.0, size="nano", n_steps=2000, batch_size=16, seq_len=160,
+)  # fmt: skip
+RUNNING_TEXT = Budget(
+    hmm=HMMConfig(n_states=64, n_iterations=40), order=6, n_epochs=10, n_layers=2, d_hidden=256,
+    recurrent=RecurrentTraining(n_steps=1500), dropout=0.2, size="nano", n_steps=1500, batch_size=16, seq_len=128,
+)  # fmt: skip
+QUICK = Budget(
+    hmm=HMMConfig(n_states=4, n_iterations=2), order=3, n_epochs=0.1, n_layers=1, d_hidden=16,
+    recurrent=RecurrentTraining(n_steps=5, batch_size=4), dropout=0.0, size="nano", n_steps=3, batch_size=4,
+    seq_len=128,
+)  # fmt: skip
+
+
+def all_rungs(text: LadderText, quick: bool = False, progress: bool = False) -> list[Rung]:
     """Every model of the course, with the shape and budget that fit the text.
 
     Args:
-        text: whether its floor is known decides between the settings for short stories and for running text.
+        text: a known floor means short stories, which are seen whole; otherwise it is running text.
         quick: models that hardly learn, for a look at the machinery.
+        progress: show every network's own progress line.
     """
-    return [*counting_rungs(3 if quick else 6), *network_rungs(text, quick)]
+    budget = QUICK if quick else STORIES if text.floor is not None else RUNNING_TEXT
+    return [*counting_rungs(3 if quick else 6), *network_rungs(budget, progress)]
 
 
-def network_rungs(text: LadderText, quick: bool = False) -> list[Rung]:
-    """The models that learn by gradients; arguments as in `all_rungs`."""
-    seq_len = 160 if text.floor is not None else 128
-    n_steps = 3 if quick else 2000
-    return [
-        gpt_rung("GPT-2 style", GPTRungConfig("gpt2", n_steps=n_steps, seq_len=seq_len, learning_rate=0.006)),
-        gpt_rung("GPT, modern", GPTRungConfig("modern", n_steps=n_steps, seq_len=seq_len)),
+def network_rungs(budget: Budget, progress: bool = False) -> list[Rung]:
+    """The models that learn step by step, in the order in which history found them.
+
+    Args:
+        budget: their shapes and how long they learn.
+        progress: show every model's own progress line.
+    """
+    hidden_states = Rung(f"HMM, {budget.hmm.n_states} states", partial(_fit_hmm, budget.hmm, progress))
+    feed_forward = Rung(f"feed-forward {budget.order}-gram", partial(_fit_feed_forward, budget, progress))
+    recurrent = [Rung(kind.upper(), partial(_fit_recurrent, kind, budget, progress)) for kind in ("rnn", "gru", "lstm")]
+    decoders = [
+        Rung(name, partial(_fit_decoder, family, rate, budget, progress))
+        for name, family, rate in (("GPT-2 style", "gpt2", 0.006), ("GPT, modern", "modern", 0.0))
     ]
+    return [hidden_states, feed_forward, *recurrent, *decoders]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network as a rung leaves it.
+
+    Attributes:
+        module: whose parameters are counted.
+        log_probabilities: (N,) ids -> (N,) float64 nats, every document predicted from its own beginning.
+    """
+
+    module: nn.Module
+    log_probabilities: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def n_entries(self) -> int:
+        """Its weights."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the weights."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.module.parameters())
+
+
+def _fit_hmm(config: HMMConfig, progress: bool, text: LadderText) -> Scorer:
+    return fit_hmm(text.train_ids, text.vocab_size, config, boundary=text.end_id, progress=progress)
+
+
+def _fit_feed_forward(budget: Budget, progress: bool, text: LadderText) -> Scorer:
+    config = NeuralNGramConfig(
+        vocab_size=text.vocab_size, end_of_text_id=text.end_id, order=budget.order, d_hidden=budget.d_hidden
+    )
+    model = fit_neural_ngram(text.train_ids, config, NeuralNGramTraining(n_epochs=budget.n_epochs), progress=progress)
+    return Network(model, model.log_probabilities)
+
+
+def _fit_recurrent(kind: str, budget: Budget, progress: bool, text: LadderText) -> Scorer:
+    config = RecurrentConfig(
+        vocab_size=text.vocab_size, end_of_text_id=text.end_id, kind=kind, d_hidden=budget.d_hidden,
+        n_layers=budget.n_layers, dropout=budget.dropout,
+    )  # fmt: skip
+    torch.manual_seed(0)  # dropout draws from torch's own generator
+    model = train_recurrent(text.train_ids, config, budget.recurrent, progress=progress)
+    return Network(model, model.log_probabilities)
+
+
+def _fit_decoder(family: str, learning_rate: float, budget: Budget, progress: bool, text: LadderText) -> Scorer:
+    config = model_config(family, budget.size, text.vocab_size, budget.seq_len, dropout=budget.dropout)
+    torch.manual_seed(0)
+    model = GPT(config, torch.Generator().manual_seed(0))
+    recipe = choose_recipe(family, "auto", learning_rate, n_warmup_steps=20, weight_decay=0.0)
+    batches = DocumentBatches(text.train_ids, text.end_id, budget.batch_size, budget.seq_len, seed=0)
+    train(
+        model, make_optimizer(recipe, model, config), batches.batch, LoopConfig(budget.n_steps, spike_sigmas=0),
+        schedule=make_schedule(recipe, budget.n_steps), hooks=[ProgressLine()] if progress else [],
+    )  # fmt: skip
+    model.eval()
+    return Network(model, lambda ids: document_log_probabilities(model, ids, text.end_id, budget.seq_len))
 
 
 def counting_rungs(largest_order: int = 6, methods: Sequence[str] = ALL_METHODS) -> list[Rung]:
@@ -71,78 +189,3 @@ def counting_rungs(largest_order: int = 6, methods: Sequence[str] = ALL_METHODS)
 def _fit_counts(method: str, order: int, text: LadderText) -> Scorer:
     boundary = None if method in WITHOUT_SHORTER_CONTEXTS else text.end_id
     return fit_ngram(method, text.train_ids, order, text.vocab_size, boundary)
-
-
-@dataclass(frozen=True)
-class GPTRungConfig:
-    """A decoder and how long it learns.
-
-    Args:
-        family: of `minillm.models.registry`.
-        size: likewise.
-        n_steps: steps of training.
-        batch_size: documents, or parts of long ones, a step.
-        seq_len: context T; longer documents are cut to learn from and read with a moving window to be scored.
-        learning_rate: top rate; 0 takes the recipe's own.
-        seed: of weights and batches.
-    """
-
-    family: str = "modern"
-    size: str = "nano"
-    n_steps: int = 2000
-    batch_size: int = 16
-    seq_len: int = 160
-    learning_rate: float = 0.0
-    seed: int = 0
-
-
-def gpt_rung(name: str, config: GPTRungConfig, progress: bool = False) -> Rung:
-    """A decoder trained by the library's recipe for its family.
-
-    Args:
-        name: as it stands in the table.
-        config: its shape and budget.
-        progress: show the loop's progress line.
-    """
-    return Rung(name, partial(_fit_gpt, config, progress))
-
-
-def _fit_gpt(config: GPTRungConfig, progress: bool, text: LadderText) -> Scorer:
-    shape = model_config(config.family, config.size, text.vocab_size, config.seq_len)
-    model = GPT(shape, torch.Generator().manual_seed(config.seed))
-    recipe = choose_recipe(config.family, "auto", config.learning_rate, n_warmup_steps=20, weight_decay=0.0)
-    batches = DocumentBatches(text.train_ids, text.end_id, config.batch_size, config.seq_len, config.seed)
-    train(
-        model, make_optimizer(recipe, model, shape), batches.batch, LoopConfig(config.n_steps, spike_sigmas=0),
-        schedule=make_schedule(recipe, config.n_steps), hooks=[ProgressLine()] if progress else [],
-    )  # fmt: skip
-    return DecoderScorer(model.eval(), text.end_id, config.seq_len)
-
-
-@dataclass(frozen=True)
-class DecoderScorer:
-    """A trained decoder as a rung leaves it.
-
-    Attributes:
-        model: token_ids (B, T) -> logits (B, T, V).
-        end_id: the end-of-text id.
-        seq_len: context T.
-    """
-
-    model: nn.Module
-    end_id: int
-    seq_len: int
-
-    @property
-    def n_entries(self) -> int:
-        """Its weights."""
-        return self.model.n_parameters()
-
-    @property
-    def n_bytes(self) -> int:
-        """Memory of the weights in fp32."""
-        return BYTES_PER_WEIGHT * self.n_entries
-
-    def log_probabilities(self, ids: np.ndarray) -> np.ndarray:
-        """(N,) float64 nats, every document predicted from its own beginning."""
-        return document_log_probabilities(self.model, ids, self.end_id, self.seq_len)

@@ -64,13 +64,21 @@ def show_ladder(settings: Settings) -> str:
     settings.out.mkdir(parents=True, exist_ok=True)
     parts = ["# The ladder: one text, every model\n\nFewer bits are better; seconds are those of learning."]
     for text in texts:
-        rungs = all_rungs(text, settings.quick)
-        tables = write_ladder(settings.out, text, rungs, climb(text, rungs, progress=True))
+        print(f"== {text.name}", flush=True)
+        rungs = all_rungs(text, settings.quick, progress=True)
+        tables = write_ladder(settings.out, text, rungs, climb(text, rungs, show=print_row))
         parts.append(f"## {text.name}\n\n{len(text.train_ids):,} ids to learn from, {len(text.new_ids):,} to predict "
                      f"({text.n_bytes:,} bytes), vocabulary {text.vocab_size:,}.\n\n{tables}")  # fmt: skip
     report = "\n\n".join(parts) + "\n"
     (settings.out / "report.md").write_text(report, encoding="utf-8")
     return report + f"\nTables and pictures are in {settings.out}."
+
+
+def print_row(row) -> None:
+    """A line for a model of the ladder as soon as it is through."""
+    from minillm.evaluate.comparison import bits_in_words
+
+    print(f"{row.name:28} {bits_in_words(row.bits_per_byte):>7} bits per byte, {row.seconds:6.1f} s", flush=True)
 
 
 def score_run(opened, stride: int = 0):

@@ -24,7 +24,7 @@ from minillm.evaluate.ladder import (
     write_ladder,
 )
 from minillm.evaluate.likelihood import document_log_probabilities
-from minillm.evaluate.rungs import GPTRungConfig, counting_rungs, gpt_rung
+from minillm.evaluate.rungs import QUICK, counting_rungs, network_rungs
 from minillm.statistical.smoothing import ALL_METHODS
 from minillm.tokenizers.bytes import ByteTokenizer
 
@@ -97,11 +97,15 @@ def test_a_document_longer_than_the_context_is_read_in_windows():
     assert len(document_log_probabilities(model, np.array([], np.int64), end, 4)) == 0
 
 
-def test_a_gpt_climbs_and_is_reproducible(text):
-    rung = gpt_rung("GPT", GPTRungConfig("gpt2", "nano", n_steps=2, batch_size=2, seq_len=16))
-    first, second = climb(text, [rung]), climb(text, [rung])
-    assert first[0].bits_per_byte == second[0].bits_per_byte > 0
-    assert first[0].n_bytes == 4 * first[0].n_entries
+def test_every_network_climbs_and_is_reproducible(text):
+    rungs = network_rungs(QUICK)
+    assert [rung.name for rung in rungs] == [
+        "HMM, 4 states", "feed-forward 3-gram", "RNN", "GRU", "LSTM", "GPT-2 style", "GPT, modern",
+    ]  # fmt: skip
+    first, second = climb(text, rungs), climb(text, rungs)
+    for one, other in zip(first, second, strict=True):
+        assert one.bits_per_byte == other.bits_per_byte > 0
+        assert one.n_bytes >= 4 * one.n_entries > 0
 
 
 def test_the_best_of_each_order_is_a_distribution():
