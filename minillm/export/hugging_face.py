@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minillm import __version__
 from minillm.errors import CheckpointError
-from minillm.export import gpt2, llama
+from minillm.export import bert, gpt2, llama
 from minillm.export.family import Family
 from minillm.export.folder import (
     CONFIG,
@@ -25,7 +25,7 @@ from minillm.export.tokenizer import token_ids_of, write_tokenizer
 from minillm.export.weights import check_tensors, expected_shapes, to_ours, to_theirs
 from minillm.tokenizers.tokenizer import Tokenizer
 
-FAMILIES = {module.FAMILY.name: module.FAMILY for module in (gpt2, llama)}
+FAMILIES = {family.name: family for family in (gpt2.FAMILY, llama.FAMILY, *bert.FAMILIES)}
 ALSO_READ = {"mistral": replace(llama.FAMILY, name="mistral", architecture="MistralForCausalLM")}
 DTYPE_NAMES = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -93,8 +93,8 @@ def config_json(family: Family, model: nn.Module, tokenizer: Tokenizer | None) -
     return {
         "architectures": [family.architecture],
         "model_type": family.name,
-        **family.config_to(model.config),
         **token_ids_of(tokenizer),
+        **family.config_to(model.config),
         "dtype": DTYPE_NAMES[dtype],
         "torch_dtype": DTYPE_NAMES[dtype],  # the same for versions before 5
         "minillm_version": __version__,

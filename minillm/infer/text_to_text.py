@@ -3,32 +3,12 @@
 Dimensions: B sources, S positions of a source, N rows, V vocabulary.
 """
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
 from minillm.errors import SamplingError
 from minillm.infer.beam import BeamConfig, Hypothesis, beam_search
-from minillm.nn.transformer_layers import DecoderCache
-
-
-class EncoderDecoder(Protocol):
-    """What reads a source and writes a text: `Transformer`, `T5`."""
-
-    def encode(self, source_ids: Tensor, source_mask: Tensor | None = None) -> Tensor: ...
-
-    def decode(
-        self,
-        target_ids: Tensor,
-        memory: Tensor | None = None,
-        source_mask: Tensor | None = None,
-        cache: DecoderCache | None = None,
-    ) -> Tensor: ...
-
-    def make_cache(
-        self, memory: Tensor, source_mask: Tensor | None = None, max_new_tokens: int = 0
-    ) -> DecoderCache: ...
+from minillm.models.encoder_decoder import EncoderDecoder
 
 
 @torch.inference_mode()

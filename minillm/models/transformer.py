@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minillm.errors import ConfigError, ShapeError
-from minillm.models.gpt import check_count, what_each_may_see
+from minillm.errors import ConfigError
+from minillm.models.encoder_decoder import EncoderDecoder, check_training_numbers
+from minillm.models.gpt import check_count
 from minillm.nn.embedding import Embedding
 from minillm.nn.functional import KERNELS
 from minillm.nn.linear import Linear
 from minillm.nn.position import sinusoidal_positions
-from minillm.nn.transformer_layers import NORM_PLACES, DecoderCache, DecoderLayer, EncoderLayer, LayerConfig, norm_of
-from minillm.shapes import check_shape
+from minillm.nn.transformer_layers import NORM_PLACES, DecoderLayer, EncoderLayer, LayerConfig, norm_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,19 +70,7 @@ class TransformerConfig:
         check_training_numbers(self.dropout, self.norm_epsilon)
 
 
-def check_training_numbers(dropout: float, norm_epsilon: float) -> None:
-    """Check two numbers that most configs have.
-
-    Raises:
-        ConfigError: if dropout is outside [0, 1) or the epsilon is not positive.
-    """
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout is {dropout}, expected 0 <= dropout < 1")
-    if not 0.0 < norm_epsilon < math.inf:
-        raise ConfigError(f"norm_epsilon is {norm_epsilon}, expected a positive number")
-
-
-class Transformer(nn.Module):
+class Transformer(EncoderDecoder):
     """An encoder-decoder: a source and the beginning of a target in, scores of the next target token out.
 
     Args:
@@ -122,88 +110,6 @@ class Transformer(nn.Module):
         tied = config.tie_embeddings
         self.head = None if tied else Linear(config.d_model, config.vocab_size, std=std, generator=generator)
 
-    def forward(self, source_ids: Tensor, target_ids: Tensor, source_mask: Tensor | None = None) -> Tensor:
-        """Score every possible next token after each position of the target, given the true ones before (teacher
-        forcing).
-
-        Args:
-            source_ids: (B, S) integers from 0 to V - 1.
-            target_ids: (B, T) what the decoder reads: a start token and the target without its last token.
-                Padding belongs on the right, where no real position sees it.
-            source_mask: (B, S) bool, True where a token of the source is real; None if all are.
-
-        Returns:
-            (B, T, V) logits.
-
-        Raises:
-            ShapeError: if shapes disagree or a sequence is longer than max_seq_len.
-            DataError: if an id is outside the vocabulary.
-        """
-        return self.decode(target_ids, self.encode(source_ids, source_mask), source_mask)
-
-    def encode(self, source_ids: Tensor, source_mask: Tensor | None = None) -> Tensor:
-        """Read a source; arguments as in `forward`.
-
-        Returns:
-            (B, S, C).
-        """
-        sizes = check_sequence("source_ids", source_ids, self.config.max_seq_len)
-        mask = key_mask("source_mask", source_mask, {"B": sizes["B"], "S": sizes["T"]})
-        x = self.embed(source_ids)                                 # (B, S, C)
-        for layer in self.encoder:
-            x = layer(x, mask)                                     # (B, S, C)
-        return self.encoder_norm(x)
-
-    def decode(
-        self,
-        target_ids: Tensor,
-        memory: Tensor | None = None,
-        source_mask: Tensor | None = None,
-        cache: DecoderCache | None = None,
-    ) -> Tensor:
-        """Score every possible next token after each position of the target.
-
-        Args:
-            target_ids: (B, T); with a cache only the new ones.
-            memory: (B, S, C) what `encode` gave; not used with a cache.
-            source_mask: (B, S) bool, as in `forward`; not used with a cache.
-            cache: what is remembered of the source and of the ids before; the new ones are added.
-
-        Returns:
-            (B, T, V) logits.
-        """
-        n_past = 0 if cache is None else cache.written.length
-        sizes = check_sequence("target_ids", target_ids, self.config.max_seq_len, n_past)
-        if cache is None:
-            check_shape("memory", memory, "B S C", known := {"B": sizes["B"], "C": self.config.d_model})
-            sources, seen = self.sources(memory), key_mask("source_mask", source_mask, known)
-        else:
-            sources, seen = cache.sources, cache.source_mask
-        mask, causal = what_each_may_see(sizes["T"], n_past + sizes["T"], None, target_ids.device)
-        x, written = self.embed(target_ids, n_past), None if cache is None else cache.written
-        for number, layer in enumerate(self.decoder):
-            x = layer(x, sources[number], seen, mask, causal, written, number)  # (B, T, C)
-        if written is not None:
-            written.advance(sizes["T"])
-        return self.logits(self.decoder_norm(x))
-
-    def sources(self, memory: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of the source for each decoder layer; memory as `encode` gave it."""
-        return [layer.source_attention.keys_values(memory) for layer in self.decoder]
-
-    def make_cache(
-        self, memory: Tensor, source_mask: Tensor | None = None, max_new_tokens: int = 0
-    ) -> DecoderCache:
-        """A cache for generation.
-
-        Args:
-            memory: (B, S, C) what `encode` gave.
-            source_mask: (B, S) bool, as in `forward`.
-            max_new_tokens: room for so many decoder inputs; 0 means max_seq_len.
-        """
-        mask = key_mask("source_mask", source_mask, {"B": memory.shape[0], "S": memory.shape[1]})
-        return DecoderCache(self.sources(memory), mask, max_new_tokens or self.config.max_seq_len)
-
     def embed(self, token_ids: Tensor, n_past: int = 0) -> Tensor:
         """sqrt(C) times the token vectors, plus their places: (B, T) -> (B, T, C).
 
@@ -218,37 +124,3 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token from the last vectors: (..., C) -> (..., V)."""
         return F.linear(hidden, self.token_embedding.weight if self.head is None else self.head.weight)
-
-    def n_parameters(self) -> int:
-        """Number of learned numbers."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-
-def check_sequence(name: str, token_ids: Tensor, max_seq_len: int, n_past: int = 0) -> dict[str, int]:
-    """Check ids (B, T) that follow `n_past` others.
-
-    Returns:
-        The sizes {"B": ..., "T": ...}.
-
-    Raises:
-        ShapeError: if they have another number of dimensions or are too many.
-    """
-    sizes: dict[str, int] = {}
-    check_shape(name, token_ids, "B T", sizes)
-    if n_past + sizes["T"] > max_seq_len:
-        raise ShapeError(f"{name} has {n_past + sizes['T']} positions, more than max_seq_len {max_seq_len}; shorten it")
-    return sizes
-
-
-def key_mask(name: str, mask: Tensor | None, sizes: dict[str, int]) -> Tensor | None:
-    """A mask (B, S) over keys in the shape that attention broadcasts: (B, 1, 1, S).
-
-    Raises:
-        ShapeError: if it is not bool or has other sizes.
-    """
-    if mask is None:
-        return None
-    check_shape(name, mask, "B S", dict(sizes))
-    if mask.dtype != torch.bool:
-        raise ShapeError(f"{name} has dtype {mask.dtype}, expected bool with True where a token is real")
-    return mask[:, None, None, :]

