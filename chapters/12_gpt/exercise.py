@@ -17,7 +17,7 @@ from minillm.infer.sampling import SamplingConfig, keep_min_p, keep_top_k, penal
 from minillm.models.gpt import GPT, GPTConfig, make_norm
 from minillm.nn.attention import SelfAttention
 from minillm.nn.cache import KVCache
-from minillm.nn.feedforward import FeedForward
+from minillm.nn.feedforward import GATED, FeedForward
 
 
 class Block(nn.Module):
@@ -46,6 +46,9 @@ class Block(nn.Module):
             output_std=output_std,
             kernels=config.kernels,
             generator=generator,
+            alibi=config.position == "alibi",
+            window=config.window,
+            rotary_layout=config.rotary_layout,
         )
         self.feed_forward_norm = make_norm(config)
         self.feed_forward = FeedForward(
@@ -138,9 +141,9 @@ def parameters_by_part(config: GPTConfig) -> dict[str, int]:
         "token shift": one number per channel if `config.token_shift`, else 0.
         "attention": the map to queries (C numbers), keys and values (G heads of width D each), and the map that mixes
             the heads (C to C). Normalised queries and keys learn nothing.
-        "feed-forward": up (C to F) and down (F to C); "swiglu" has a gate (C to F) besides.
-        "norms": two per layer and one at the end, each with C scales if `config.norm_weight`, and, if it is a "layer"
-            norm and `config.bias`, with C shifts; an "rms" norm has no shift.
+        "feed-forward": up (C to F) and down (F to C); "swiglu" and "geglu" have a gate (C to F) besides.
+        "norms": two per layer, one at the end, and one more if `config.embedding_norm`; each with C scales if
+            `config.norm_weight`, and, if it is a "layer" norm and `config.bias`, with C shifts; an "rms" norm has none.
         "head": one vector per id, unless `config.tie_embeddings` uses those of the token embedding; no bias.
 
     Example:
@@ -150,7 +153,8 @@ def parameters_by_part(config: GPTConfig) -> dict[str, int]:
     # TASK 12.3 (3 points)
     # Write down the shape of each matrix of one block first: with G < H the map to queries, keys and values is
     # narrower than 3 C. Then ask of each setting which part it changes: `bias`, `norm`, `norm_weight`,
-    # `feed_forward`, `position`, `token_shift`, `tie_embeddings`. `config.d_head` is the width of a head.
+    # `feed_forward` (is it in `GATED`?), `position`, `token_shift`, `embedding_norm`, `tie_embeddings`.
+    # `config.d_head` is the width of a head.
     raise NotImplementedError("task 12.3")
 
 

@@ -153,7 +153,7 @@ def next_token_targets(token_ids, counted=None, ignore_index=-100):
 @wrong("12.3", "as many key and value heads as query heads")
 def parameters_by_part(config):
     width, hidden, bias = config.d_model, config.d_ff, config.bias
-    n_up = 2 if config.feed_forward == "swiglu" else 1
+    n_up = 2 if config.feed_forward in GATED else 1
     attention = 4 * width * width + bias * 4 * width
     feed_forward = (n_up + 1) * width * hidden + bias * (n_up * hidden + width)
     norm = width * (config.norm_weight + (bias and config.norm == "layer"))
@@ -163,7 +163,7 @@ def parameters_by_part(config):
         "token shift": width if config.token_shift else 0,
         "attention": config.n_layers * attention,
         "feed-forward": config.n_layers * feed_forward,
-        "norms": (2 * config.n_layers + 1) * norm,
+        "norms": (2 * config.n_layers + 1 + config.embedding_norm) * norm,
         "head": 0 if config.tie_embeddings else config.vocab_size * width,
     }
 
@@ -172,7 +172,7 @@ def parameters_by_part(config):
 def parameters_by_part(config):
     width, hidden, bias = config.d_model, config.d_ff, config.bias
     d_qkv = width + 2 * config.n_kv_heads * config.d_head
-    n_up = 2 if config.feed_forward == "swiglu" else 1
+    n_up = 2 if config.feed_forward in GATED else 1
     attention = width * d_qkv + width * width + bias * (d_qkv + width)
     feed_forward = (n_up + 1) * width * hidden + bias * (n_up * hidden + width)
     norm = width * (config.norm_weight + (bias and config.norm == "layer"))
@@ -182,7 +182,26 @@ def parameters_by_part(config):
         "token shift": width if config.token_shift else 0,
         "attention": config.n_layers * attention,
         "feed-forward": config.n_layers * feed_forward,
-        "norms": 2 * config.n_layers * norm,
+        "norms": (2 * config.n_layers + config.embedding_norm) * norm,
+        "head": 0 if config.tie_embeddings else config.vocab_size * width,
+    }
+
+
+@wrong("12.3", "the norm of the embedding is forgotten")
+def parameters_by_part(config):
+    width, hidden, bias = config.d_model, config.d_ff, config.bias
+    d_qkv = width + 2 * config.n_kv_heads * config.d_head
+    n_up = 2 if config.feed_forward in GATED else 1
+    attention = width * d_qkv + width * width + bias * (d_qkv + width)
+    feed_forward = (n_up + 1) * width * hidden + bias * (n_up * hidden + width)
+    norm = width * (config.norm_weight + (bias and config.norm == "layer"))
+    return {
+        "token embedding": config.vocab_size * width,
+        "position embedding": config.max_seq_len * width if config.position == "learned" else 0,
+        "token shift": width if config.token_shift else 0,
+        "attention": config.n_layers * attention,
+        "feed-forward": config.n_layers * feed_forward,
+        "norms": (2 * config.n_layers + 1) * norm,
         "head": 0 if config.tie_embeddings else config.vocab_size * width,
     }
 
@@ -191,7 +210,7 @@ def parameters_by_part(config):
 def parameters_by_part(config):
     width, hidden, bias = config.d_model, config.d_ff, config.bias
     d_qkv = width + 2 * config.n_kv_heads * config.d_head
-    n_up = 2 if config.feed_forward == "swiglu" else 1
+    n_up = 2 if config.feed_forward in GATED else 1
     attention = width * d_qkv + width * width + bias * (d_qkv + width)
     feed_forward = (n_up + 1) * width * hidden + bias * (n_up * hidden + width)
     norm = width * (config.norm_weight + bias)
@@ -201,7 +220,7 @@ def parameters_by_part(config):
         "token shift": width if config.token_shift else 0,
         "attention": config.n_layers * attention,
         "feed-forward": config.n_layers * feed_forward,
-        "norms": (2 * config.n_layers + 1) * norm,
+        "norms": (2 * config.n_layers + 1 + config.embedding_norm) * norm,
         "head": 0 if config.tie_embeddings else config.vocab_size * width,
     }
 
@@ -219,7 +238,7 @@ def parameters_by_part(config):
         "token shift": width if config.token_shift else 0,
         "attention": config.n_layers * attention,
         "feed-forward": config.n_layers * feed_forward,
-        "norms": (2 * config.n_layers + 1) * norm,
+        "norms": (2 * config.n_layers + 1 + config.embedding_norm) * norm,
         "head": 0 if config.tie_embeddings else config.vocab_size * width,
     }
 
@@ -228,7 +247,7 @@ def parameters_by_part(config):
 def parameters_by_part(config):
     width, hidden, bias = config.d_model, config.d_ff, config.bias
     d_qkv = width + 2 * config.n_kv_heads * config.d_head
-    n_up = 2 if config.feed_forward == "swiglu" else 1
+    n_up = 2 if config.feed_forward in GATED else 1
     attention = width * d_qkv + width * width + bias * (d_qkv + width)
     feed_forward = (n_up + 1) * width * hidden + bias * (n_up * hidden + width)
     norm = width * (config.norm_weight + (bias and config.norm == "layer"))
@@ -238,7 +257,7 @@ def parameters_by_part(config):
         "token shift": width if config.token_shift else 0,
         "attention": config.n_layers * attention,
         "feed-forward": config.n_layers * feed_forward,
-        "norms": (2 * config.n_layers + 1) * norm,
+        "norms": (2 * config.n_layers + 1 + config.embedding_norm) * norm,
         "head": config.vocab_size * width,
     }
 
@@ -247,7 +266,7 @@ def parameters_by_part(config):
 def parameters_by_part(config):
     width, hidden, bias = config.d_model, config.d_ff, config.bias
     d_qkv = width + 2 * config.n_kv_heads * config.d_head
-    n_up = 2 if config.feed_forward == "swiglu" else 1
+    n_up = 2 if config.feed_forward in GATED else 1
     attention = width * d_qkv + width * width + bias * (d_qkv + width)
     feed_forward = (n_up + 1) * width * hidden + bias * (n_up * hidden + width)
     norm = width * (config.norm_weight + (bias and config.norm == "layer"))
@@ -257,7 +276,7 @@ def parameters_by_part(config):
         "token shift": width if config.token_shift else 0,
         "attention": config.n_layers * attention,
         "feed-forward": config.n_layers * feed_forward,
-        "norms": (2 * config.n_layers + 1) * norm,
+        "norms": (2 * config.n_layers + 1 + config.embedding_norm) * norm,
         "head": 0 if config.tie_embeddings else config.vocab_size * width,
     }
 
@@ -266,7 +285,7 @@ def parameters_by_part(config):
 def parameters_by_part(config):
     width, hidden, bias = config.d_model, config.d_ff, config.bias
     d_qkv = width + 2 * config.n_kv_heads * config.d_head
-    n_up = 2 if config.feed_forward == "swiglu" else 1
+    n_up = 2 if config.feed_forward in GATED else 1
     attention = width * d_qkv + width * width + bias * d_qkv
     feed_forward = (n_up + 1) * width * hidden + bias * n_up * hidden
     norm = width * (config.norm_weight + (bias and config.norm == "layer"))
@@ -276,7 +295,7 @@ def parameters_by_part(config):
         "token shift": width if config.token_shift else 0,
         "attention": config.n_layers * attention,
         "feed-forward": config.n_layers * feed_forward,
-        "norms": (2 * config.n_layers + 1) * norm,
+        "norms": (2 * config.n_layers + 1 + config.embedding_norm) * norm,
         "head": 0 if config.tie_embeddings else config.vocab_size * width,
     }
 

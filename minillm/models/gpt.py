@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minillm.errors import ConfigError, ShapeError
-from minillm.nn.attention import SelfAttention, causal_mask
+from minillm.nn.attention import SelfAttention, causal_mask, check_mask_and_bias
 from minillm.nn.cache import KVCache
 from minillm.nn.embedding import Embedding
-from minillm.nn.feedforward import FEED_FORWARDS, FeedForward
+from minillm.nn.feedforward import FEED_FORWARDS, GATED, FeedForward
 from minillm.nn.functional import KERNELS, cap_logits
 from minillm.nn.linear import Linear
 from minillm.nn.norm import LayerNorm, RMSNorm
-from minillm.nn.position import rotary_angles
+from minillm.nn.position import ROTARY_LAYOUTS, check_scaling, scaled_frequencies, sinusoidal_positions
 from minillm.shapes import check_shape
 
 
@@ -40,15 +40,23 @@ class GPTConfig:
         norm: "layer" or "rms".
         norm_weight: whether norms learn a scale.
         norm_epsilon: added to the variance, or the mean square, by which a norm divides.
-        position: "learned" vectors or "rotary".
+        position: "learned" or "sinusoidal" vectors added to those of the tokens, "rotary" queries and keys, "alibi"
+            scores that fall with the distance, or "none" (the past-only mask is then the only trace of order).
         rotary_base: how slowly the slowest rotary pair turns.
-        feed_forward: "gelu", "swiglu" or "relu2".
+        rotary_layout: which numbers of a head turn together: "halves" (i and i + D/2) or "interleaved" (2i and 2i + 1).
+        rotary_scaling: how rotary angles change for texts longer than in training: "none", "linear", "ntk" or "llama3",
+            see `minillm.nn.position.scaled_frequencies`.
+        rotary_factor: how many times longer they are.
+        rotary_trained_len: the length of training in tokens; 0 means max_seq_len / rotary_factor.
+        window: how many tokens up to itself a position may see in each layer; 0 does not limit them.
+        feed_forward: "gelu" (tanh form), "gelu_exact", "relu", "relu2", or with a gate "swiglu" or "geglu".
         bias: whether linear maps and layer norms have biases.
         qk_norm: whether queries and keys are normalised.
         max_score: with qk_norm, the largest score a query can give a key: the smaller, the softer attention must stay.
             0 keeps what normalising leaves, sqrt(D), which is too soft to pick one of many positions in narrow heads.
         token_shift: whether each token's vector gets a learned share of the vector of the token before it, so that
             already the first layer can look for "what followed this token".
+        embedding_norm: whether the embedding has a norm of its own, before the first block.
         tie_embeddings: whether the head uses the token embedding's weights.
         logit_cap: bound of the logits by tanh; 0 means none.
         dropout: chance of dropping a number of the embedding and of each layer's output while training.
@@ -72,11 +80,17 @@ class GPTConfig:
     norm_epsilon: float = 1e-5
     position: str = "learned"
     rotary_base: float = 10000.0
+    rotary_layout: str = "halves"
+    rotary_scaling: str = "none"
+    rotary_factor: float = 1.0
+    rotary_trained_len: int = 0
+    window: int = 0
     feed_forward: str = "gelu"
     bias: bool = False
     qk_norm: bool = False
     max_score: float = 0.0
     token_shift: bool = False
+    embedding_norm: bool = False
     tie_embeddings: bool = True
     logit_cap: float = 0.0
     dropout: float = 0.0
@@ -87,7 +101,7 @@ class GPTConfig:
     def __post_init__(self):
         for name in ("vocab_size", "max_seq_len", "n_layers", "n_heads", "d_model"):
             check_count(name, getattr(self, name), at_least=1)
-        for name in ("n_kv_heads", "d_ff"):
+        for name in ("n_kv_heads", "d_ff", "rotary_trained_len", "window"):
             check_count(name, getattr(self, name), at_least=0)
         object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
         object.__setattr__(self, "d_ff", self.d_ff or default_d_ff(self.feed_forward, self.d_model))
@@ -106,6 +120,9 @@ class GPTConfig:
         for name in ("rotary_base", "norm_epsilon"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected a positive number")
+        check_scaling(self.rotary_scaling, self.rotary_factor, self.trained_len)
+        if self.rotary_scaling != "none" and self.position != "rotary":
+            raise ConfigError(f"rotary_scaling is {self.rotary_scaling!r} with {self.position!r} positions")
 
     def check_heads(self) -> None:
         """Check that heads divide the width, key/value heads the heads, and rotary pairs a head.
@@ -119,16 +136,24 @@ class GPTConfig:
             raise ConfigError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if self.position == "rotary" and self.d_head % 2:
             raise ConfigError(f"rotary positions need an even head width, got d_model / n_heads = {self.d_head}")
+        if self.position == "sinusoidal" and self.d_model % 2:
+            raise ConfigError(f"sinusoidal positions need an even width, got d_model {self.d_model}")
 
     @property
     def d_head(self) -> int:
         """Head width D = C / H."""
         return self.d_model // self.n_heads
 
+    @property
+    def trained_len(self) -> int:
+        """The length in tokens from which rotary angles are scaled."""
+        return self.rotary_trained_len or math.ceil(self.max_seq_len / max(self.rotary_factor, 1.0))
+
 
 CHOICES = {
     "norm": ("layer", "rms"),
-    "position": ("learned", "rotary"),
+    "position": ("learned", "sinusoidal", "rotary", "alibi", "none"),
+    "rotary_layout": ROTARY_LAYOUTS,
     "feed_forward": FEED_FORWARDS,
     "kernels": KERNELS,
 }
@@ -153,17 +178,17 @@ def default_d_ff(feed_forward: str, d_model: int) -> int:
     """The hidden width at which each kind of feed-forward layer has about 8 C^2 weights.
 
     Args:
-        feed_forward: "gelu", "swiglu" or "relu2".
+        feed_forward: one of `FEED_FORWARDS`.
         d_model: width C.
 
     Returns:
-        4 C, or for swiglu, which has three matrices, 8/3 C rounded up to a multiple of min(C, 256).
+        4 C, or for those with a gate, which have three matrices, 8/3 C rounded up to a multiple of min(C, 256).
 
     Example:
         >>> default_d_ff("gelu", 128), default_d_ff("swiglu", 128), default_d_ff("swiglu", 768)
         (512, 384, 2048)
     """
-    if feed_forward != "swiglu":
+    if feed_forward not in GATED:
         return 4 * d_model
     step = min(d_model, 256)
     return math.ceil(8 * d_model / (3 * step)) * step
@@ -195,6 +220,9 @@ class Block(nn.Module):
             output_std=output_std,
             kernels=config.kernels,
             generator=generator,
+            alibi=config.position == "alibi",
+            window=config.window,
+            rotary_layout=config.rotary_layout,
         )
         self.feed_forward_norm = make_norm(config)
         self.feed_forward = FeedForward(
@@ -274,6 +302,26 @@ def make_norm(config: GPTConfig) -> nn.Module:
     return LayerNorm(config.d_model, bias=config.bias, **shared)
 
 
+def position_tables(config: GPTConfig) -> dict[str, Tensor]:
+    """What a model knows about positions without learning it.
+
+    Args:
+        config: the decoder's settings.
+
+    Returns:
+        For "rotary" the cosines and sines of all angles, each (N, D / 2), for "sinusoidal" the vectors (N, C), float32
+        and for each of the N = max_seq_len positions; nothing for other kinds.
+    """
+    positions = torch.arange(config.max_seq_len)                   # (N,)
+    if config.position == "sinusoidal":
+        return {"position_table": sinusoidal_positions(positions, config.d_model).float()}
+    if config.position != "rotary":
+        return {}
+    scaling = (config.rotary_scaling, config.rotary_factor, config.trained_len)
+    angles = positions[:, None] * scaled_frequencies(config.d_head, config.rotary_base, *scaling)  # (N, P)
+    return {"rotary_cosine": angles.cos().float(), "rotary_sine": angles.sin().float()}
+
+
 class GPT(nn.Module):
     """A decoder-only language model: token ids in, scores of the next token out.
 
@@ -300,15 +348,14 @@ class GPT(nn.Module):
         )
         share = torch.full((config.d_model,), FIRST_SHARE) if config.token_shift else None
         self.share_of_previous = None if share is None else nn.Parameter(share)
+        self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.n_layers))
         self.final_norm = make_norm(config)
         head_std = 0.0 if config.zero_outputs else 0.02
         tied = config.tie_embeddings
         self.head = None if tied else Linear(config.d_model, config.vocab_size, std=head_std, generator=generator)
-        if not learned:
-            angles = rotary_angles(torch.arange(config.max_seq_len), config.d_head, config.rotary_base)  # (N, P)
-            self.register_buffer("rotary_cosine", angles.cos().float(), persistent=False)
-            self.register_buffer("rotary_sine", angles.sin().float(), persistent=False)
+        for name, table in position_tables(config).items():
+            self.register_buffer(name, table, persistent=False)
 
     def forward(
         self,
@@ -326,6 +373,7 @@ class GPT(nn.Module):
                 Positions never see later ones, whatever the mask says.
             positions: (B, T) integers, the place of each token in its own sequence; None counts on from the cache.
                 Needed beside a mask when the padding is on the left (padding itself may have any position in range).
+                "alibi" and windows count places of the row instead: the same, when the real tokens stand side by side.
 
         Returns:
             (B, T, V) logits, ready for a cross-entropy loss; those at padding mean nothing.
@@ -350,6 +398,8 @@ class GPT(nn.Module):
         """
         n_past = 0 if cache is None else cache.length
         self.check_input(token_ids, n_past, mask, positions)
+        if cache is not None:
+            cache.check_rows(token_ids.shape[0])
         n_new = token_ids.shape[1]
         x, rotation = self.embed(token_ids, n_past, positions, mask, cache)
         mask, causal = what_each_may_see(n_new, n_past + n_new, mask, x.device)
@@ -392,13 +442,30 @@ class GPT(nn.Module):
             if cache is not None:
                 cache.last_vector = vectors[:, -1:]
         here = slice(n_past, n_past + token_ids.shape[1]) if positions is None else positions
-        if self.position_embedding is not None:
-            x = x + self.position_embedding.weight[here]           # (B, T, C)
-            rotation = None
-        else:
-            tables = (self.rotary_cosine[here], self.rotary_sine[here])
-            rotation = tables if positions is None else (tables[0][:, None], tables[1][:, None])
+        x, rotation = self.place(x, here), self.rotation(here)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)                             # (B, T, C)
         return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x, rotation
+
+    def place(self, x: Tensor, here: slice | Tensor) -> Tensor:
+        """Add the vectors of their positions to token vectors (B, T, C), if this kind of position has any.
+
+        Source:
+            Vaswani et al. 2017, arXiv:1706.03762, section 3.4: token vectors are multiplied by sqrt(C) before sines of
+            size 1 are added.
+        """
+        if self.config.position == "learned":
+            return x + self.position_embedding.weight[here]        # (B, T, C)
+        if self.config.position == "sinusoidal":
+            return x * math.sqrt(self.config.d_model) + self.position_table[here].to(x.dtype)  # (B, T, C)
+        return x
+
+    def rotation(self, here: slice | Tensor) -> tuple[Tensor, Tensor] | None:
+        """Cosine and sine for `rotate`, each (T, D / 2) or (B, 1, T, D / 2); None if nothing turns."""
+        if self.config.position != "rotary":
+            return None
+        cosine, sine = self.rotary_cosine[here], self.rotary_sine[here]
+        return (cosine, sine) if isinstance(here, slice) else (cosine[:, None], sine[:, None])
 
     def check_input(self, token_ids: Tensor, n_past: int, mask: Tensor | None, positions: Tensor | None) -> None:
         """Check the shapes of the arguments of `forward`.
@@ -416,8 +483,27 @@ class GPT(nn.Module):
             )
         if mask is not None:
             check_shape("mask", mask, "B S", sizes)
+            check_mask_and_bias(mask, None, mask.shape)
         if positions is not None:
             check_shape("positions", positions, "B T", sizes)
+            self.check_positions(positions)
+
+    def check_positions(self, positions: Tensor) -> None:
+        """Check that positions are places of the model's context (not on a GPU, which every step would wait for).
+
+        Raises:
+            ShapeError: if they are not integers, or one is outside 0 .. max_seq_len - 1.
+        """
+        if positions.is_floating_point() or positions.dtype == torch.bool:
+            raise ShapeError(f"positions have dtype {positions.dtype}, expected integers counted from 0")
+        if positions.is_cuda or not positions.numel():
+            return
+        low, high = int(positions.min()), int(positions.max())
+        if low < 0 or high >= self.config.max_seq_len:
+            raise ShapeError(
+                f"positions run from {low} to {high}, the model has 0 to {self.config.max_seq_len - 1}; "
+                "padding may have any of these"
+            )
 
     def n_parameters(self) -> int:
         """Number of learned numbers."""

@@ -4,10 +4,14 @@ from dataclasses import dataclass
 
 from minillm.errors import ConfigError
 from minillm.models.gpt import GPTConfig
+from minillm.nn.feedforward import GATED
 
+LLAMA = {"norm": "rms", "position": "rotary", "feed_forward": "swiglu", "tie_embeddings": False}
 FAMILIES = {
     "gpt2": {"bias": True},
-    "llama": {"norm": "rms", "position": "rotary", "feed_forward": "swiglu", "tie_embeddings": False},
+    "bloom": {"bias": True, "position": "alibi", "embedding_norm": True},
+    "llama": LLAMA,
+    "mistral": LLAMA | {"n_kv_heads": 2, "window": 4096},
     "modern": {
         "norm": "rms",
         "norm_weight": False,
@@ -48,10 +52,11 @@ def model_config(family: str, size: str, vocab_size: int, max_seq_len: int, **ov
     """The config of a named model.
 
     Args:
-        family: "gpt2" (learned positions, LayerNorm, GELU, biases, tied embedding), "llama" (rotary positions, RMSNorm,
-            SwiGLU, no biases, untied head) or "modern" (rotary positions, RMSNorm without weights, query/key norm with
-            scores up to 12, token shift, ReLU^2, outputs zero at first, untied head, logits capped at 15, token vectors
-            of size 0.25 at first).
+        family: "gpt2" (learned positions, LayerNorm, GELU, biases, tied embedding), "bloom" (the same with ALiBi and a
+            norm after the embedding), "llama" (rotary positions, RMSNorm, SwiGLU, no biases, untied head), "mistral"
+            (llama with two key/value heads and a window of 4,096 tokens) or "modern" (rotary positions, RMSNorm without
+            weights, query/key norm with scores up to 12, token shift, ReLU^2, outputs zero at first, untied head,
+            logits capped at 15, token vectors of size 0.25 at first).
         size: one of `sizes()`.
         vocab_size: number of token ids V.
         max_seq_len: context in tokens.
@@ -110,9 +115,9 @@ def parameters_by_part(config: GPTConfig) -> dict[str, int]:
         "token shift": one number per channel if `config.token_shift`, else 0.
         "attention": the map to queries (C numbers), keys and values (G heads of width D each), and the map that mixes
             the heads (C to C). Normalised queries and keys learn nothing.
-        "feed-forward": up (C to F) and down (F to C); "swiglu" has a gate (C to F) besides.
-        "norms": two per layer and one at the end, each with C scales if `config.norm_weight`, and, if it is a "layer"
-            norm and `config.bias`, with C shifts; an "rms" norm has no shift.
+        "feed-forward": up (C to F) and down (F to C); "swiglu" and "geglu" have a gate (C to F) besides.
+        "norms": two per layer, one at the end, and one more if `config.embedding_norm`; each with C scales if
+            `config.norm_weight`, and, if it is a "layer" norm and `config.bias`, with C shifts; an "rms" norm has none.
         "head": one vector per id, unless `config.tie_embeddings` uses those of the token embedding; no bias.
 
     Example:
@@ -121,7 +126,7 @@ def parameters_by_part(config: GPTConfig) -> dict[str, int]:
     """
     width, hidden, bias = config.d_model, config.d_ff, config.bias
     d_qkv = width + 2 * config.n_kv_heads * config.d_head
-    n_up = 2 if config.feed_forward == "swiglu" else 1
+    n_up = 2 if config.feed_forward in GATED else 1
     attention = width * d_qkv + width * width + bias * (d_qkv + width)
     feed_forward = (n_up + 1) * width * hidden + bias * (n_up * hidden + width)
     norm = width * (config.norm_weight + (bias and config.norm == "layer"))
@@ -131,16 +136,72 @@ def parameters_by_part(config: GPTConfig) -> dict[str, int]:
         "token shift": width if config.token_shift else 0,
         "attention": config.n_layers * attention,
         "feed-forward": config.n_layers * feed_forward,
-        "norms": (2 * config.n_layers + 1) * norm,
+        "norms": (2 * config.n_layers + 1 + config.embedding_norm) * norm,
         "head": 0 if config.tie_embeddings else config.vocab_size * width,
     }
+
+
+def config_differences(first: GPTConfig, second: GPTConfig) -> dict[str, tuple[object, object]]:
+    """What one model's settings changed of another's.
+
+    Args:
+        first: the earlier one.
+        second: the later one.
+
+    Returns:
+        Setting -> its two values, for those that differ, in the order of `GPTConfig`; last "parameters" if these do.
+
+    Example:
+        >>> gpt2, bloom = (model_config(family, "base", 50257, 1024) for family in ("gpt2", "bloom"))
+        >>> config_differences(gpt2, bloom)
+        {'position': ('learned', 'alibi'), 'embedding_norm': (False, True), 'parameters': (124439808, 123654912)}
+    """
+    pairs = {name: (getattr(first, name), getattr(second, name)) for name in GPTConfig.__dataclass_fields__}
+    pairs["parameters"] = (parameters(first), parameters(second))
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def difference_table(
+    first: GPTConfig, second: GPTConfig, first_name: str = "first", second_name: str = "second"
+) -> str:
+    """`config_differences` as lines of three columns, to be printed.
+
+    Args:
+        first: the earlier one.
+        second: the later one.
+        first_name: heads its column.
+        second_name: heads the other.
+
+    Returns:
+        A line of names and one for each setting that differs; whole numbers with separators.
+
+    Example:
+        >>> gpt2, bloom = (model_config(family, "base", 50257, 1024) for family in ("gpt2", "bloom"))
+        >>> print(difference_table(gpt2, bloom, "gpt2", "bloom"))
+        setting         gpt2         bloom
+        position        learned      alibi
+        embedding_norm  no           yes
+        parameters      124,439,808  123,654,912
+    """
+    rows = [("setting", first_name, second_name)]
+    for name, pair in config_differences(first, second).items():
+        rows.append((name, *map(written, pair)))
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return "\n".join(f"{name:{widths[0]}}  {one:{widths[1]}}  {other}" for name, one, other in rows)
+
+
+def written(value: object) -> str:
+    """A setting for people: yes or no, whole numbers with separators, everything else as it is."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else f"{value}"
 
 
 def block_products(config: GPTConfig) -> list[tuple[int, int]]:
     """(d_in, d_out) of each linear map of one block: qkv, output, up, down, and the gate if there is one."""
     width, hidden = config.d_model, config.d_ff
     d_qkv = width + 2 * config.n_kv_heads * config.d_head
-    gate = [(width, hidden)] if config.feed_forward == "swiglu" else []
+    gate = [(width, hidden)] if config.feed_forward in GATED else []
     return [(width, d_qkv), (width, width), (width, hidden), (hidden, width), *gate]
 
 
@@ -209,7 +270,7 @@ def memory_bytes(config: GPTConfig, batch_size: int, seq_len: int = 0, bytes_per
         The parts in bytes; real use differs by allocator and kernels, typically within a third.
     """
     n_parameters, n_positions = parameters(config), seq_len or config.max_seq_len
-    n_hidden = 3 if config.feed_forward == "swiglu" else 2
+    n_hidden = 3 if config.feed_forward in GATED else 2
     d_qkv = block_products(config)[0][1]
     per_layer = 5 * config.d_model + d_qkv + n_hidden * config.d_ff
     if config.kernels == "naive":

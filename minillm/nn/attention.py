@@ -14,7 +14,9 @@ from minillm.nn.attention_kernels import fused_attention, product_attention, pro
 from minillm.nn.cache import KVCache
 from minillm.nn.linear import Linear
 from minillm.nn.norm import RMSNorm
-from minillm.nn.position import rotate
+from minillm.nn.position import check_layout, rotate
+from minillm.nn.relative_position import alibi_bias, alibi_slopes
+from minillm.nn.sparse_patterns import distances_of_last, window_mask
 from minillm.shapes import check_shape
 
 
@@ -273,12 +275,16 @@ class SelfAttention(nn.Module):
         generator: where the initial weights come from; None is torch's own default generator.
         d_head: head width D; 0 means C / H. Any other lets the heads together be wider or narrower than C.
         scale: what the scores are multiplied by; 0 means 1 / sqrt(D).
+        alibi: whether scores fall with the distance from query to key, in each head with a slope of its own.
+        window: how many keys up to itself a query may see; 0 does not limit them.
+        rotary_layout: "halves" or "interleaved", see `minillm.nn.position.rotate`.
 
     Raises:
-        ConfigError: if H does not divide C (and no `d_head` is given) or G does not divide H.
+        ConfigError: if H does not divide C (and no `d_head` is given), G does not divide H, or a setting is unknown.
 
     Source:
-        Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2; query/key norm: Dehghani et al. 2023, arXiv:2302.05442.
+        Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2; query/key norm: Dehghani et al. 2023, arXiv:2302.05442;
+        alibi: Press et al. 2021, arXiv:2108.12409; window: Jiang et al. 2023, arXiv:2310.06825, section 2.
     """
 
     def __init__(
@@ -295,9 +301,13 @@ class SelfAttention(nn.Module):
         generator: torch.Generator | None = None,
         d_head: int = 0,
         scale: float = 0.0,
+        alibi: bool = False,
+        window: int = 0,
+        rotary_layout: str = "halves",
     ):
         super().__init__()
         functional.check_kernels(kernels)
+        check_layout(rotary_layout)
         d_head = head_width(d_model, n_heads, n_kv_heads, d_head)
         self.n_heads, self.n_kv_heads, self.kernels = n_heads, n_kv_heads, kernels
         self.sections = (n_heads * d_head, n_kv_heads * d_head, n_kv_heads * d_head)
@@ -305,6 +315,8 @@ class SelfAttention(nn.Module):
         self.output = Linear(n_heads * d_head, d_model, bias, output_std, generator)
         self.qk_norm = RMSNorm(d_head, kernels=kernels) if qk_norm else None
         self.stretch = max_score / math.sqrt(d_head) if qk_norm and max_score else scale_stretch(scale, d_head)
+        self.window, self.rotary_layout = window, rotary_layout
+        self.register_buffer("slopes", alibi_slopes(n_heads).float() if alibi else None, persistent=False)
 
     def forward(
         self,
@@ -333,7 +345,10 @@ class SelfAttention(nn.Module):
         query, key, value = self.queries_keys_values(x, rotation)
         if cache is not None:
             key, value = cache.update(layer, key, value)
-        return self.output(merge_heads(mix_heads(query, key, value, mask, causal, self.kernels, bias)))
+        if self.slopes is not None:
+            bias = add_alibi(bias, self.slopes, query.shape[2], key.shape[2])  # (..., H, T, S)
+        mixed = mix_heads(query, key, value, mask, causal, self.kernels, bias, self.window)  # (B, H, T, D)
+        return self.output(merge_heads(mixed))
 
     def queries_keys_values(
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None
@@ -356,7 +371,7 @@ class SelfAttention(nn.Module):
         if self.stretch != 1.0:
             query = query * self.stretch
         if rotation is not None:
-            query, key = rotate(query, *rotation), rotate(key, *rotation)
+            query, key = rotate(query, *rotation, self.rotary_layout), rotate(key, *rotation, self.rotary_layout)
         return query, key, value
 
 
@@ -498,6 +513,7 @@ def mix_heads(
     causal: bool = False,
     kernels: str = "torch",
     bias: Tensor | None = None,
+    window: int = 0,
 ) -> Tensor:
     """`attention` by the chosen kernels; all give the same values and gradients.
 
@@ -510,6 +526,8 @@ def mix_heads(
         causal: hide later positions, instead of a mask.
         kernels: "torch" for the fused kernels, "naive" for `attention` itself.
         bias: numbers added to the scores, broadcastable to (B, H, T, S), or None.
+        window: how many keys up to itself a query may see, besides what the mask says; the queries are the last T of
+            the S positions then. 0 does not limit them.
 
     Returns:
         (B, H, T, D).
@@ -518,6 +536,9 @@ def mix_heads(
         ShapeError: if the mask is not bool, the bias does not hold numbers, or one of them does not fit.
     """
     check_mask_and_bias(mask, bias, (*query.shape[:3], key.shape[2]))
+    if window:
+        key, value, mask, bias = last_keys(query.shape[2] + window - 1, key, value, mask, bias)
+        mask, causal = within_window(query.shape[2], key.shape[2], window, mask, query.device)
     if causal and (kernels == "naive" or bias is not None):
         mask, causal = causal_mask(query.shape[2], key.shape[2], query.device), False
     if kernels == "naive":
@@ -559,3 +580,63 @@ def fits(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     """
     ends = zip(reversed(shape), reversed(target), strict=False)
     return len(shape) <= len(target) and all(size in (1, wanted) for size, wanted in ends)
+
+
+def last_keys(n_keys: int, key: Tensor, value: Tensor, *over_keys: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cut everything to the last `n_keys` keys.
+
+    Args:
+        n_keys: how many to keep; all if there are fewer.
+        key: (B, G, S, D).
+        value: (B, G, S, D).
+        over_keys: masks and biases with the keys as their last dimension, or 1 or None.
+
+    Returns:
+        The same, shorter; views.
+    """
+    kept = [x if x is None or x.shape[-1] == 1 else x[..., -n_keys:] for x in over_keys]
+    return key[:, :, -n_keys:], value[:, :, -n_keys:], *kept
+
+
+def within_window(
+    n_queries: int, n_keys: int, window: int, mask: Tensor | None, device: torch.device
+) -> tuple[Tensor | None, bool]:
+    """The cheapest description for attention of "the mask, and only the last `window` keys up to itself".
+
+    Args:
+        n_queries: number of queries T, the last of the positions.
+        n_keys: number of keys S that the window of some query reaches.
+        window: number of keys each query sees.
+        mask: bool, broadcastable to (..., T, S), or None.
+        device: where to put a new mask.
+
+    Returns:
+        A mask or None, and whether attention is to be causal instead.
+
+    Example:
+        >>> within_window(3, 3, 4, None, torch.device("cpu")), within_window(1, 3, 4, None, torch.device("cpu"))
+        ((None, True), (None, False))
+    """
+    if mask is None and (n_queries == 1 or n_queries == n_keys <= window):
+        return None, n_queries > 1
+    near = window_mask(n_queries, n_keys, window, device)          # (T, S)
+    return (near if mask is None else near & mask), False
+
+
+def add_alibi(bias: Tensor | None, slopes: Tensor, n_queries: int, n_keys: int) -> Tensor:
+    """A bias with ALiBi's added, for queries that are the last of the positions.
+
+    Distances are counted in float32 even when the model is in 16 bits, where large ones have no number of their own.
+
+    Args:
+        bias: broadcastable to (B, H, T, S), or None.
+        slopes: (H,).
+        n_queries: number of queries T.
+        n_keys: number of keys S.
+
+    Returns:
+        Broadcastable to (B, H, T, S).
+    """
+    slopes = slopes.to(torch.promote_types(slopes.dtype, torch.float32))
+    falling = alibi_bias(distances_of_last(n_queries, n_keys, slopes.device), slopes)  # (H, T, S)
+    return falling if bias is None else falling + bias

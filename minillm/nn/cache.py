@@ -61,6 +61,19 @@ class KVCache:
                 "make it larger or start again with fewer tokens"
             )
 
+    def check_rows(self, batch_size: int) -> None:
+        """Check that a batch has as many rows as the cache was made for.
+
+        Raises:
+            ShapeError: if it has not.
+        """
+        n_rows = self.keys.shape[1]
+        if batch_size != n_rows:
+            raise ShapeError(
+                f"the cache was made for {n_rows} rows and cannot serve {batch_size}; make one for each batch, or "
+                "reset it before another batch of the same size"
+            )
+
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new keys and values of one layer after the stored ones; `advance` then counts them, once per step.
 

@@ -312,7 +312,10 @@ def test_each_setting_changes_its_own_part(impl, rng):
         {}, {"bias": True}, {"norm": "rms"}, {"norm": "rms", "bias": True}, {"norm_weight": False},
         {"norm_weight": False, "bias": True}, {"n_kv_heads": 1}, {"n_kv_heads": 2, "bias": True}, {"d_ff": 13},
         {"feed_forward": "swiglu"}, {"feed_forward": "swiglu", "bias": True}, {"feed_forward": "relu2"},
-        {"position": "rotary"}, {"token_shift": True}, {"tie_embeddings": False}, {"qk_norm": True, "max_score": 5.0},
+        {"feed_forward": "geglu"}, {"feed_forward": "gelu_exact"}, {"feed_forward": "relu", "bias": True},
+        {"position": "rotary"}, {"position": "alibi"}, {"position": "sinusoidal"}, {"position": "none", "window": 3},
+        {"embedding_norm": True}, {"embedding_norm": True, "bias": True}, {"embedding_norm": True, "norm": "rms"},
+        {"token_shift": True}, {"tie_embeddings": False}, {"qk_norm": True, "max_score": 5.0},
         {"dropout": 0.5, "logit_cap": 3.0, "kernels": "naive", "zero_outputs": True},
     )  # fmt: skip
     for change in changes:
@@ -334,11 +337,12 @@ def test_parts_of_any_model(impl, rng):
             d_ff=int(rng.choice([0, 5, 24])),
             norm=str(rng.choice(["layer", "rms"])),
             norm_weight=bool(rng.random() < 0.7),
-            position=str(rng.choice(["learned", "rotary"])),
-            feed_forward=str(rng.choice(["gelu", "swiglu", "relu2"])),
+            position=str(rng.choice(["learned", "rotary", "alibi"])),
+            feed_forward=str(rng.choice(["gelu", "swiglu", "relu2", "geglu"])),
             bias=bool(rng.random() < 0.5),
             qk_norm=bool(rng.random() < 0.5),
             token_shift=bool(rng.random() < 0.5),
+            embedding_norm=bool(rng.random() < 0.5),
             tie_embeddings=bool(rng.random() < 0.5),
         )
         expect_equal(impl.parameters_by_part(config), oracle_parts(config), what=f"the parts of {config}")

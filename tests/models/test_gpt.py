@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from minillm.errors import ConfigError, DataError, ShapeError
+from minillm.infer.generate import generate
+from minillm.infer.sampling import GREEDY
 from minillm.models.gpt import GPT, GPTConfig
 from minillm.models.registry import model_config
+from minillm.nn.position import rotary_rows, sinusoidal_positions
 
 VOCAB_SIZE, MAX_SEQ_LEN = 11, 16
 VARIANTS = {
@@ -15,6 +18,12 @@ VARIANTS = {
     "gpt2-grouped": ("gpt2", {"n_kv_heads": 1, "bias": False, "tie_embeddings": False}),
     "modern": ("modern", {}),
     "modern-grouped-swiglu": ("modern", {"n_kv_heads": 2, "feed_forward": "swiglu", "norm_weight": True}),
+    "bloom": ("bloom", {}),
+    "bloom-window": ("bloom", {"window": 3, "n_kv_heads": 2}),
+    "sinusoidal": ("gpt2", {"position": "sinusoidal"}),
+    "nowhere": ("gpt2", {"position": "none"}),
+    "llama-window": ("llama", {"window": 3, "n_kv_heads": 2, "rotary_layout": "interleaved"}),
+    "llama-scaled": ("llama", {"rotary_scaling": "llama3", "rotary_factor": 2.0, "rotary_base": 3.0}),
     "rotary-layer": ("gpt2", {"position": "rotary", "qk_norm": True, "logit_cap": 3.0}),
 }
 SMALL = {"n_layers": 2, "n_heads": 4, "d_model": 16, "zero_outputs": False}
@@ -77,7 +86,7 @@ def test_later_tokens_change_nothing_earlier_and_earlier_ones_do(variant):
     assert ((before - after)[0, 5:].abs().amax(dim=-1) > 1e-6).all()
 
 
-@pytest.mark.parametrize("variant", ["gpt2", "modern"])
+@pytest.mark.parametrize("variant", ["gpt2", "modern", "bloom", "sinusoidal", "llama-window"])
 def test_the_order_of_earlier_tokens_matters(variant):
     model = make(variant)
     first, second = model(torch.tensor([[1, 2, 3]])), model(torch.tensor([[2, 1, 3]]))
@@ -85,7 +94,7 @@ def test_the_order_of_earlier_tokens_matters(variant):
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0), (1, 1), (1, MAX_SEQ_LEN)], ids=str)
-@pytest.mark.parametrize("variant", ["gpt2", "modern"])
+@pytest.mark.parametrize("variant", ["gpt2", "modern", "bloom-window", "llama-window", "sinusoidal"])
 def test_edge_shapes(variant, shape):
     assert make(variant)(some_ids(*shape)).shape == (*shape, VOCAB_SIZE)
 
@@ -109,6 +118,38 @@ def test_wrong_inputs_are_refused():
         model(some_ids(2, 3), mask=torch.ones(2, 4, dtype=torch.bool))
     with pytest.raises(ShapeError, match="positions"):
         model(some_ids(2, 3), positions=torch.zeros(2, 2, dtype=torch.long))
+    with pytest.raises(DataError, match="run from -1 to 0"):
+        model(torch.tensor([[0, -1]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.uint8])
+def test_masks_of_ones_and_zeros_are_refused(dtype):
+    with pytest.raises(ShapeError, match="expected bool with True where attention is allowed"):
+        make("gpt2")(some_ids(2, 3), mask=torch.ones(2, 3, dtype=dtype))
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "modern", "sinusoidal"])
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [([[0, 16]], "run from 0 to 16, the model has 0 to 15"), ([[-1, 0]], "run from -1"), ([[0.0, 1.0]], "integers")],
+)
+def test_positions_outside_the_context_are_refused(variant, positions, message):
+    with pytest.raises(ShapeError, match=message):
+        make(variant)(some_ids(1, 2), positions=torch.tensor(positions))
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "modern", "bloom"])
+def test_a_cache_serves_batches_of_its_own_size_only(variant):
+    model = make(variant).eval()
+    cache = model.make_cache(batch_size=3)
+    model(some_ids(3, 4), cache)
+    before = cache.keys.clone()
+    for batch_size in (1, 2, 4):
+        with pytest.raises(ShapeError, match=f"made for 3 rows and cannot serve {batch_size}"):
+            model(some_ids(batch_size, 1), cache)
+    assert cache.length == 4 and torch.equal(cache.keys, before)
+    cache.reset()
+    torch.testing.assert_close(model(some_ids(3, 5), cache), model(some_ids(3, 5)), **EXACT)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +163,15 @@ def test_wrong_inputs_are_refused():
         ({"n_kv_heads": 3}, "not a multiple of n_kv_heads 3"),
         ({"norm": "batch"}, "norm is 'batch'"),
         ({"position": "sine"}, "position is 'sine'"),
+        ({"position": "sinusoidal", "d_model": 15, "n_heads": 3}, "even width"),
+        ({"rotary_layout": "pairs"}, "rotary_layout is 'pairs'"),
+        ({"position": "rotary", "rotary_scaling": "yarn"}, "scaling is 'yarn'"),
+        ({"position": "rotary", "rotary_scaling": "linear", "rotary_factor": 0.5}, "factor is 0.5"),
+        ({"position": "rotary", "rotary_factor": 2.0}, "factor is 2.0 with scaling 'none'"),
+        ({"rotary_scaling": "linear", "rotary_factor": 2.0}, "with 'learned' positions"),
+        ({"window": -1}, "window is -1"),
+        ({"window": True}, "window is True"),
+        ({"rotary_trained_len": 1.5}, "rotary_trained_len is 1.5"),
         ({"feed_forward": "elu"}, "feed_forward is 'elu'"),
         ({"kernels": "triton"}, "kernels is 'triton'"),
         ({"dropout": 1.0}, "dropout is 1.0"),
@@ -229,3 +279,75 @@ def test_no_score_passes_max_score_and_the_largest_is_reached():
     scores = query @ key.mT / 4**0.5
     assert float(scores.diagonal(dim1=-2, dim2=-1).max()) == pytest.approx(5.0, rel=1e-4)
     assert scores.abs().max() <= 5.0
+
+
+@pytest.mark.parametrize("kernels", ["torch", "naive"])
+@pytest.mark.parametrize("family", ["bloom", "llama"])
+def test_nothing_is_seen_beyond_the_windows_of_all_layers(family, kernels):
+    settings = SMALL | {"window": 3, "kernels": kernels}
+    model = GPT(model_config(family, "tiny", VOCAB_SIZE, MAX_SEQ_LEN, **settings)).double()
+    ids = some_ids(1, 12)
+    changed = ids.clone()
+    changed[0, 4] = (changed[0, 4] + 1) % VOCAB_SIZE
+    moved = (model(ids) - model(changed))[0].abs().amax(dim=-1) > 0
+    assert moved.tolist() == [4 <= place <= 4 + 2 * 2 for place in range(12)]  # two layers, each two places back
+
+
+@pytest.mark.parametrize("variant", ["llama-window", "bloom-window"])
+def test_a_window_longer_than_the_text_changes_nothing(variant):
+    whole, wide = make(variant, window=0), make(variant, window=7)
+    wide.load_state_dict(whole.state_dict())
+    torch.testing.assert_close(wide(some_ids(2, 7)), whole(some_ids(2, 7)), **EXACT)
+    assert (wide(some_ids(2, 8)) - whole(some_ids(2, 8)))[:, -1].abs().max() > 1e-6
+
+
+def test_reordered_weights_are_the_same_model_in_the_other_layout():
+    halves, interleaved = make("llama-scaled"), make("llama-scaled", rotary_layout="interleaved")
+    state = halves.state_dict()
+    for name, weight in state.items():
+        if name.endswith("qkv.weight"):
+            query, key, value = weight.split(halves.blocks[0].attention.sections)
+            state[name] = torch.cat([rotary_rows(rows, 4, "interleaved") for rows in (query, key)] + [value])
+    interleaved.load_state_dict(state)
+    torch.testing.assert_close(interleaved(some_ids(2, 7)), halves(some_ids(2, 7)), **EXACT)
+
+
+def test_linear_scaling_reads_twice_as_far_with_the_angles_of_training():
+    trained = make("llama-scaled", rotary_scaling="none", rotary_factor=1.0)
+    longer = make("llama-scaled", rotary_scaling="linear", rotary_factor=2.0)
+    longer.load_state_dict(trained.state_dict())
+    ids, positions = some_ids(2, 6), torch.arange(6).expand(2, 6)
+    torch.testing.assert_close(longer(ids, positions=2 * positions), trained(ids, positions=positions), **EXACT)
+
+
+def test_one_layer_without_positions_knows_a_set_only():
+    model = make("nowhere", n_layers=1)
+    first, second = model(torch.tensor([[1, 2, 5, 3]])), model(torch.tensor([[5, 1, 2, 3]]))
+    torch.testing.assert_close(first[:, -1], second[:, -1], **EXACT)
+
+
+def test_sines_are_added_to_token_vectors_times_the_root_of_the_width():
+    model = make("sinusoidal")
+    x, rotation = model.embed(some_ids(2, 3), 2, None)
+    sines = sinusoidal_positions(torch.arange(2, 5), 16)
+    expected = 4.0 * model.token_embedding.weight[some_ids(2, 3)] + sines
+    torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-6)
+    assert rotation is None
+
+
+def test_the_norm_of_the_embedding_comes_before_the_first_block():
+    model = make("bloom")
+    with torch.no_grad():
+        model.embedding_norm.weight.uniform_(0.5, 2.0)
+        x, _ = model.embed(some_ids(2, 3), 0, None)
+    norm, vectors = model.embedding_norm, model.token_embedding.weight[some_ids(2, 3)]
+    expected = torch.nn.functional.layer_norm(vectors, (16,), norm.weight, norm.bias)
+    torch.testing.assert_close(x, expected, **EXACT)
+
+
+@pytest.mark.parametrize("variant", ["bloom-window", "llama-window", "llama-scaled", "sinusoidal", "nowhere"])
+def test_generation_with_a_cache_is_generation_without(variant):
+    model = make(variant).float().eval()
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
+    with_cache, without = (generate(model, prompts, 10, GREEDY, use_cache=use) for use in (True, False))
+    assert with_cache == without == [generate(model, [prompt], 10, GREEDY)[0] for prompt in prompts]

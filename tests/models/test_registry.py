@@ -8,6 +8,8 @@ from minillm.errors import ConfigError
 from minillm.models.gpt import GPT
 from minillm.models.registry import (
     SIZES,
+    config_differences,
+    difference_table,
     families,
     flops_per_token,
     memory_bytes,
@@ -27,6 +29,12 @@ VARIANTS = [
     {"position": "rotary"},
     {"tie_embeddings": False},
     {"d_ff": 40},
+    {"feed_forward": "geglu"},
+    {"feed_forward": "gelu_exact"},
+    {"embedding_norm": True},
+    {"position": "alibi"},
+    {"position": "sinusoidal"},
+    {"position": "none"},
 ]
 
 
@@ -53,7 +61,7 @@ def test_base_is_gpt2_small():
 
 @pytest.mark.parametrize("size, at_most", [("tiny", 1.1), ("base", 1.02)])  # rounding d_ff of swiglu weighs less there
 def test_families_of_one_size_have_about_equal_parameters(size, at_most):
-    counts = [parameters(model_config(family, size, 65, 64)) for family in families()]
+    counts = [parameters(model_config(family, size, 65, 64, n_kv_heads=0)) for family in families()]
     assert max(counts) / min(counts) < at_most
 
 
@@ -63,6 +71,34 @@ def test_widths_from_small_up_are_multiples_of_256(family):
         for feed_forward in ("gelu", "swiglu", "relu2"):
             config = model_config(family, size, 1000, 128, feed_forward=feed_forward)
             assert config.d_model % 256 == 0 and config.d_ff % 256 == 0
+
+
+def test_known_models_have_the_counts_of_their_papers():
+    """LLaMA 7B: arXiv:2302.13971; Mistral 7B: arXiv:2310.06825; BLOOM 560M: the sum over its published tensors."""
+    llama = model_config("llama", "large", 32000, 2048, n_layers=32, n_heads=32, d_model=4096, d_ff=11008)
+    assert parameters(llama) == 6_738_415_616
+    shape = {"n_layers": 32, "n_heads": 32, "n_kv_heads": 8, "d_model": 4096, "d_ff": 14336}
+    mistral = model_config("mistral", "large", 32000, 8192, **shape)
+    assert parameters(mistral) == 7_241_732_096
+    assert parameters(model_config("bloom", "large", 250880, 2048)) == 559_214_592
+
+
+def test_differences_are_what_differs():
+    first, second = (model_config(family, "base", 50257, 1024) for family in ("gpt2", "llama"))
+    assert config_differences(first, first) == {}
+    assert config_differences(first, second) == {
+        "d_ff": (3072, 2048),
+        "norm": ("layer", "rms"),
+        "position": ("learned", "rotary"),
+        "feed_forward": ("gelu", "swiglu"),
+        "bias": (True, False),
+        "tie_embeddings": (True, False),
+        "parameters": (124_439_808, parameters(second)),
+    }
+    lines = difference_table(first, second, "gpt2", "llama").splitlines()
+    assert lines[0].split() == ["setting", "gpt2", "llama"] and lines[1].split() == ["d_ff", "3,072", "2,048"]
+    assert lines[5].split() == ["bias", "yes", "no"] and len(lines) == 8
+    assert all(line[lines[0].index(head) - 2 :].startswith("  ") for line in lines for head in ("gpt2", "llama"))
 
 
 def test_sizes_grow():

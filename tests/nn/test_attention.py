@@ -8,6 +8,7 @@ from minillm.errors import ConfigError, ShapeError
 from minillm.nn.attention import (
     CrossAttention,
     SelfAttention,
+    add_alibi,
     attention,
     attention_weights,
     biased_attention,
@@ -348,6 +349,61 @@ def test_keys_and_values_of_a_source_serve_many_steps(kernels):
     strong = torch.full((4, 1, 7), -1e9, dtype=torch.float64).index_fill(-1, torch.tensor([1]), 0.0)
     chosen = layer.attend(x, *(part[:, :, 1:2] for part in kept))
     torch.testing.assert_close(layer.attend(x, *kept, bias=strong), chosen, **EXACT)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("window", [0, 1, 2, 9])
+@pytest.mark.parametrize("n_past", [0, 3])
+@pytest.mark.parametrize("biased", [False, True])
+def test_scores_fall_with_the_distance_and_end_at_the_window(kernels, window, n_past, biased):
+    layer = SelfAttention(12, 3, 1, std=0.3, output_std=0.3, alibi=True, window=window, kernels=kernels).double()
+    x, real = rand(2, 6, 12), padding_mask(torch.tensor([6, 4]), 6)
+    bias = rand(3, 6 - n_past, 6) if biased else None
+    cache = KVCache(1, 2, 1, 6, 4, dtype=torch.float64)
+    if n_past:
+        layer(x[:, :n_past], causal=True, cache=cache)
+        cache.advance(n_past)
+    mask = causal_mask(6 - n_past, 6) & real
+    got = layer(x[:, n_past:], mask, cache=cache, bias=bias)
+    query, key, value = layer.queries_keys_values(x)
+    mixed = torch.zeros(2, 6, 12, dtype=torch.float64)
+    for b, head, t in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(n_past, 6)).tolist():
+        scores = {
+            s: query[b, head, t] @ key[b, 0, s] / 2.0
+            - (t - s) * [2.0**-4, 2.0**-8, 2.0**-2][head]
+            + (bias[head, t - n_past, s] if biased else 0.0)
+            for s in range(t + 1)
+            if real[b, 0, 0, s] and (not window or t - s < window)
+        }
+        if scores:
+            weights = torch.stack(list(scores.values())).softmax(0)
+            mixed[b, t, 4 * head : 4 * head + 4] = weights @ value[b, 0, list(scores)]
+    torch.testing.assert_close(got, layer.output(mixed[:, n_past:]), **EXACT)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("window", [1, 3, 5, 8])
+@pytest.mark.parametrize("n_queries", [1, 2, 5])
+@pytest.mark.parametrize("masked", [False, True])
+def test_windows_of_any_kernel(kernels, window, n_queries, masked):
+    inputs = rand(2, 4, n_queries, 8), rand(2, 2, 5, 8), rand(2, 2, 5, 8, seed=1)
+    mask = padding_mask(torch.tensor([0, 3]), 5) if masked else None
+    near = [[0 <= (t + 5 - n_queries) - s < window for s in range(5)] for t in range(n_queries)]
+    allowed = torch.tensor(near) if mask is None else torch.tensor(near) & mask
+    ours = gradients(lambda q, k, v: mix_heads(q, k, v, mask, kernels=kernels, window=window), *inputs)
+    oracle = gradients(lambda q, k, v: attention(q, k, v, allowed), *inputs)
+    torch.testing.assert_close(ours, oracle, **EXACT)
+
+
+def test_bf16_models_count_distances_exactly():
+    layer = SelfAttention(8, 2, 2, alibi=True).bfloat16()
+    bias = add_alibi(None, layer.slopes, 1, 1000)
+    assert bias.dtype == torch.float32 and bias[0, 0, 0] == -999 * 2.0**-4
+
+
+def test_unknown_layouts_are_refused():
+    with pytest.raises(ConfigError, match="layout is 'neox'"):
+        SelfAttention(8, 2, 2, rotary_layout="neox")
 
 
 def test_a_fixed_scale_is_no_weight():

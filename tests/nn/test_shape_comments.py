@@ -29,7 +29,8 @@ from minillm.nn.feedforward import (
     relu_feed_forward,
     swiglu_feed_forward,
 )
-from minillm.nn.position import rotate, scaled_frequencies, sinusoidal_positions
+from minillm.nn.moe import MixtureOfExperts, load_balancing_loss, recorded_routing
+from minillm.nn.position import rotary_angles, rotate, scaled_frequencies, sinusoidal_positions
 from minillm.nn.relative_position import RelativeBias, alibi_bias, alibi_slopes, relative_distances
 from minillm.nn.source_attention import SourceAttention
 
@@ -54,6 +55,8 @@ def exercise_the_library():
             model(torch.randint(13, (3, 7))).sum().backward()
             generate(model, [[1, 2], [3, 4, 5]], 9, everything, generator=torch.Generator().manual_seed(0))
             generate(model, [[1, 2]], 2, GREEDY)
+    for settings in ({"position": "sinusoidal"}, {"position": "alibi", "window": 3, "embedding_norm": True}):
+        GPT(model_config("gpt2", "nano", 13, 9, n_layers=1, **settings))(torch.randint(13, (3, 7)))
     x, up, down = torch.ones(2, 3, 4), torch.ones(5, 4), torch.ones(4, 5)
     for gated in (swiglu_feed_forward, geglu_feed_forward):
         gated(x, up, up, down)
@@ -66,6 +69,11 @@ def exercise_the_library():
     cross.attend(torch.ones(2, 3, 24), *cross.keys_values(torch.ones(2, 5, 10)), source_mask, torch.ones(4, 3, 5))
     exercise_positions()
     embedding(torch.ones(2, 3, dtype=torch.long), up)
+    for kernels in ("torch", "naive"):
+        mixture = MixtureOfExperts(24, 10, 5, 2, capacity_factor=0.5, kernels=kernels)
+        with recorded_routing(mixture) as routings:
+            mixture(torch.ones(2, 3, 24))
+        load_balancing_loss(routings[0].logits, routings[0].chosen)
     plain = model_config("gpt2", "nano", 13, 9, n_layers=1)
     rough = GPT(plain).bfloat16()
     rough(torch.randint(13, (3, 7))).float().sum().backward()
@@ -76,7 +84,7 @@ def exercise_the_library():
 def exercise_positions():
     """The lines of both position modules that no family of decoders runs."""
     positions = torch.arange(5)
-    sinusoidal_positions(positions, 6)
+    sinusoidal_positions(positions, 6), rotary_angles(positions, 6)
     for scaling in ("none", "linear", "llama3"):
         scaled_frequencies(8, 100.0, scaling, 1.0, trained_len=16)
     rotate(torch.ones(5, 4), torch.ones(5, 2), torch.ones(5, 2), "interleaved")
