@@ -1,7 +1,6 @@
 """Models from and to the Hugging Face layout, so that they open in `transformers` and back."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from minillm import __version__
 from minillm.errors import CheckpointError
-from minillm.export import bert, gpt2, llama
+from minillm.export import bert, bloom, gpt2, llama, t5
 from minillm.export.family import Family
 from minillm.export.folder import (
     CONFIG,
@@ -25,8 +24,8 @@ from minillm.export.tokenizer import token_ids_of, write_tokenizer
 from minillm.export.weights import check_tensors, expected_shapes, to_ours, to_theirs
 from minillm.tokenizers.tokenizer import Tokenizer
 
-FAMILIES = {family.name: family for family in (gpt2.FAMILY, llama.FAMILY, *bert.FAMILIES)}
-ALSO_READ = {"mistral": replace(llama.FAMILY, name="mistral", architecture="MistralForCausalLM")}
+DECODERS = (gpt2.FAMILY, bloom.FAMILY, llama.FAMILY, llama.MISTRAL)
+FAMILIES = {family.name: family for family in (*DECODERS, *bert.FAMILIES, t5.FAMILY)}
 DTYPE_NAMES = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -160,10 +159,9 @@ def read_config(folder: Path) -> tuple[Family, Any]:
 
 def known_family(theirs: Mapping[str, Any], folder: Path) -> Family:
     """The family that config.json names."""
-    known = FAMILIES | ALSO_READ
-    if theirs.get("model_type") not in known:
-        raise CheckpointError(f"{folder} holds a {theirs.get('model_type')!r} model; known are {', '.join(known)}")
-    return known[theirs["model_type"]]
+    if theirs.get("model_type") not in FAMILIES:
+        raise CheckpointError(f"{folder} holds a {theirs.get('model_type')!r} model; known are {', '.join(FAMILIES)}")
+    return FAMILIES[theirs["model_type"]]
 
 
 def names_in_file(family: Family, found: Mapping[str, Any]):
