@@ -9,8 +9,9 @@ from torch import nn
 
 from minillm.errors import CheckpointError
 from minillm.export.folder import CONFIG, read_json_object
-from minillm.export.hugging_face import load_hugging_face
+from minillm.export.hugging_face import load_hugging_face, read_config
 from minillm.export.tokenizer import GENERATION_CONFIG, read_tokenizer
+from minillm.models.gpt import GPTConfig
 from minillm.tokenizers.tokenizer import Tokenizer
 
 
@@ -48,6 +49,9 @@ def open_hugging_face(folder: str | Path, device: torch.device | str = "cpu", dt
             f"{folder} is no Hugging Face model on this disk: it has no {CONFIG}. Weights of a hub must be downloaded "
             "first, where there is network, for example with: hf download NAME --local-dir DIR"
         )
+    family, _ = read_config(folder)
+    if family.config_type is not GPTConfig:
+        raise CheckpointError(f"{folder} holds a {family.name}, which does not continue texts; decoders do")
     tokenizer, model = read_tokenizer(folder), load_hugging_face(folder, device, dtype)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise CheckpointError(

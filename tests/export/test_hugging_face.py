@@ -20,7 +20,14 @@ from minillm.tokenizers.chars import CharTokenizer
 
 SETTINGS = {
     "gpt2": [{}, {"tie_embeddings": False, "d_ff": 24}],
-    "llama": [{"n_kv_heads": 1, "rotary_base": 300.0}, {"bias": True, "tie_embeddings": True}],
+    "bloom": [{}, {"tie_embeddings": False}],
+    "llama": [
+        {"n_kv_heads": 1, "rotary_base": 300.0},
+        {"bias": True, "tie_embeddings": True},
+        {"rotary_scaling": "linear", "rotary_factor": 2.0},
+        {"rotary_scaling": "llama3", "rotary_factor": 4.0, "rotary_trained_len": 5},
+    ],
+    "mistral": [{"window": 3}],
 }
 CASES = [(family, settings) for family, choices in SETTINGS.items() for settings in choices]
 
@@ -138,8 +145,9 @@ def test_a_tied_head_may_be_in_the_file_but_not_be_another(saved):
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
         ("gpt2", {"n_embd": None}, "lacks 'n_embd'"),
         ("gpt2", {"model_type": "gptj"}, "holds a 'gptj' model; known are gpt2, "),
-        ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rotary angles of type 'llama3'"),
-        ("llama", {"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rotary angles of type 'linear'"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rotary angles .*'yarn'"),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "low_freq_factor": 2.0}}, "rotary angles .*'llama3'"),
+        ("llama", {"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "lacks 'factor'"),
         ("llama", {"head_dim": 5}, "head_dim = 5"),
         ("llama", {"mlp_bias": True}, "mlp_bias = True"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),

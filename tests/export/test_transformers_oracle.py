@@ -16,13 +16,19 @@ pytestmark = [
 ]
 SHAPES = {
     "gpt2": [{}, {"d_ff": 40, "tie_embeddings": False, "norm_epsilon": 1e-4}, {"n_heads": 1, "kernels": "naive"}],
+    "bloom": [{}, {"n_heads": 8, "tie_embeddings": False, "norm_epsilon": 1e-4}, {"n_heads": 1, "kernels": "naive"}],
     "llama": [
         {"n_kv_heads": 2, "norm_epsilon": 1e-6},
         {"n_kv_heads": 1, "rotary_base": 500.0, "tie_embeddings": True},
         {"bias": True, "kernels": "naive", "d_ff": 24},
+        {"rotary_scaling": "linear", "rotary_factor": 3.0},
+        {"rotary_scaling": "ntk", "rotary_factor": 2.0},
+        {"rotary_scaling": "llama3", "rotary_factor": 4.0, "rotary_trained_len": 12},
     ],
+    "mistral": [{"window": 5, "n_kv_heads": 2}, {"window": 3, "kernels": "naive"}],
 }
-EXACT = {"gpt2": 1e-10, "llama": 1e-6}  # theirs computes RMSNorm's scale and rotary angles in float32
+# Theirs computes RMSNorm's scale and rotary angles, and ALiBi's slopes, in float32.
+EXACT = {"gpt2": 1e-10, "bloom": 1e-6, "llama": 1e-6, "mistral": 1e-6}
 CASES = [(family, seed, shape) for family, shapes in SHAPES.items() for seed, shape in enumerate(shapes)]
 
 
@@ -32,10 +38,9 @@ def small(family, seed, shape, dtype):
     return randomized(GPT(config, torch.Generator().manual_seed(seed)), seed).to(dtype)
 
 
-def opened(folder, dtype, attention="eager"):
-    """Their model; their "eager" attention gives NaN to rows that may see nothing, their "sdpa" does not."""
+def opened(folder, dtype):
     transformers = pytest.importorskip("transformers")
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -54,22 +59,20 @@ def test_logits_and_all_gradients(family, seed, shape, dtype, tmp_path):
 
 @pytest.mark.parametrize("family, seed, shape", CASES)
 def test_padding_on_the_left_and_steps_with_a_cache(family, seed, shape, tmp_path):
+    """Theirs sees each row alone, without padding: rows that may see nothing are NaN in some of their kernels."""
     model = small(family, seed, shape, torch.float64).eval()
-    peer = opened(save_hugging_face(model, tmp_path / "saved"), torch.float64, "sdpa")
-    ids = random_ids(model.config.vocab_size, (2, 12), seed)
-    mask = torch.ones(2, 12, dtype=torch.bool)
-    mask[1, :5] = False
+    peer = opened(save_hugging_face(model, tmp_path / "saved"), torch.float64)
+    ids, n_padding = random_ids(model.config.vocab_size, (2, 12), seed), [0, 5]
+    mask = torch.stack([torch.arange(12) >= n for n in n_padding])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache, past = model.make_cache(2, 12), None
+    cache, past = model.make_cache(2, 12), [None, None]
     for start, end in ((0, 7), (7, 8), (8, 12)):
-        here = slice(start, end)
-        ours = model(ids[:, here], cache, mask[:, :end], positions[:, here])
-        theirs = peer(
-            ids[:, here], attention_mask=mask[:, :end].long(), position_ids=positions[:, here],
-            past_key_values=past, use_cache=True,
-        )  # fmt: skip
-        past, real = theirs.past_key_values, mask[:, here]
-        assert_near(ours[real], theirs.logits[real], EXACT[family], f"positions {start} to {end}")
+        ours = model(ids[:, start:end], cache, mask[:, :end], positions[:, start:end])
+        for row in range(2):
+            first = max(start, n_padding[row])
+            theirs = peer(ids[row : row + 1, first:end], past_key_values=past[row], use_cache=True)
+            past[row] = theirs.past_key_values
+            assert_near(ours[row, first - start :], theirs.logits[0], EXACT[family], f"row {row}, {first} to {end}")
 
 
 def their_models(transformers):
@@ -85,9 +88,13 @@ def their_models(transformers):
     yield transformers.MistralConfig(
         **shape, num_key_value_heads=2, intermediate_size=20, max_position_embeddings=17, sliding_window=None, **ends
     )
+    yield transformers.MistralConfig(
+        **shape, num_key_value_heads=2, intermediate_size=20, max_position_embeddings=17, sliding_window=4, **ends
+    )
+    yield transformers.BloomConfig(hidden_size=24, n_layer=3, n_head=6, vocab_size=29, **ends)
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(5))
 @pytest.mark.parametrize("size", ["1GB", "4KB"])
 def test_their_checkpoints_open_here(number, size, tmp_path):
     transformers = pytest.importorskip("transformers")
