@@ -270,6 +270,23 @@ class HiddenMarkovModel:
             log_probabilities[layout.places] = np.log(totals)
         return log_probabilities
 
+    def predicted_states(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """What the model expects at each place of a text, before it sees the id there: all that it carries along.
+
+        Args:
+            token_ids: (N,) integers, sequences as in `log_probabilities`.
+
+        Returns:
+            (N, K) float64, rows sum to 1; zeros behind an id that the model holds impossible.
+        """
+        ids = checked_ids(token_ids, self.vocab_size)
+        layout = time_major(ids, sequence_lengths(ids, self.boundary))
+        filtered, _ = scaled_forward(self.initial, self.transitions, self.emissions.T[layout.ids], layout)
+        predicted = np.empty(filtered.shape)                                           # (N, K)
+        predicted[layout.places[: layout.n_sequences]] = self.initial
+        predicted[layout.places[layout.n_sequences :]] = filtered[layout.previous] @ self.transitions
+        return predicted
+
     def next_states(self, context: Sequence[int] | np.ndarray) -> np.ndarray:
         """(K,) the probability of each state at the place after a context: all that the model remembers of it.
 

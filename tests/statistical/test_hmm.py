@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 import pytest
+from nltk.probability import DictionaryProbDist
+from nltk.tag.hmm import HiddenMarkovModelTagger, HiddenMarkovModelTrainer
 
 from minillm.errors import CheckpointError, ConfigError, DataError, ShapeError
 from minillm.statistical import hmm_training
@@ -110,6 +112,14 @@ def test_distributions_sum_to_one_and_agree_with_the_scores():
         distribution = model.distribution(ids[:place])
         assert distribution.sum() == pytest.approx(1, abs=1e-12)
         assert math.log(distribution[ids[place]]) == pytest.approx(scores[place], rel=1e-11)
+
+
+def test_predicted_states_are_the_next_states_of_each_beginning():
+    model, ids = a_model(), a_text(ended=False)
+    found = model.predicted_states(ids)
+    np.testing.assert_allclose(found, [model.next_states(ids[:place]) for place in range(len(ids))], rtol=1e-11)
+    explained = np.log((found * model.emissions.T[ids]).sum(axis=1))
+    np.testing.assert_allclose(explained, model.log_probabilities(ids), rtol=1e-11)
 
 
 def test_all_texts_of_one_length_sum_to_one():
@@ -264,6 +274,25 @@ def test_one_step_is_expectation_then_maximisation():
     np.testing.assert_allclose(found.emissions[0], (counts.emissions[0] + 0.5) / (counts.emissions[0].sum() + 2.5))
     np.testing.assert_allclose(found.initial, (counts.initial + 0.25) / (5 + 0.75))
     assert found.boundary == END
+
+
+def test_a_round_agrees_with_nltk(capsys):
+    model, ids = a_model(seed=4), a_text((4, 6, 9, 2))
+    tables = [
+        {state: DictionaryProbDist(dict(enumerate(row))) for state, row in enumerate(rows.tolist())}
+        for rows in (model.transitions, model.emissions)
+    ]
+    priors = DictionaryProbDist(dict(enumerate(model.initial.tolist())))
+    tagger = HiddenMarkovModelTagger(list(range(5)), list(range(3)), *tables, priors)
+    trainer = HiddenMarkovModelTrainer(list(range(3)), list(range(5)))
+    labelled = [[(int(i), None) for i in sequence] for sequence in np.split(ids, np.flatnonzero(ids == END)[:-1] + 1)]
+    theirs = trainer.train_unsupervised(labelled, model=tagger, max_iterations=1, update_outputs=True)
+    ours, likelihoods = baum_welch(model, ids, 1)
+    for state in range(3):
+        np.testing.assert_allclose(ours.transitions[state], [theirs._transitions[state].prob(j) for j in range(3)])
+        np.testing.assert_allclose(ours.emissions[state], [theirs._outputs[state].prob(i) for i in range(5)])
+    printed = float(capsys.readouterr().out.split("logprob")[1])
+    assert printed == pytest.approx(likelihoods[0] / math.log(2), rel=1e-9)
 
 
 def test_a_known_chain_is_found_again_by_the_best_of_several_starts():
