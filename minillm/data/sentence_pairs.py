@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minillm.data.masking import MaskingConfig, mask_tokens
 from minillm.errors import ConfigError, DataError
 
 Document = Sequence[Sequence[int]]
@@ -118,3 +119,44 @@ def join_pair(
         (first if len(first) > len(second) else second).pop()
     ids = [class_id, *first, separator_id, *second, separator_id]
     return np.array(ids, np.int64), np.repeat([0, 1], [len(first) + 2, len(second) + 1])
+
+
+def pair_example(
+    pair: SentencePair,
+    masking: MaskingConfig,
+    class_id: int,
+    separator_id: int,
+    max_positions: int,
+    generator: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A joined pair with some tokens hidden, and what is asked about it.
+
+    Args:
+        pair: two segments and their label.
+        masking: how tokens are hidden; class and separator must be among its special ids.
+        class_id: as the next two an argument of `join_pair`.
+        separator_id: the id behind each segment.
+        max_positions: the most positions T.
+        generator: where choices come from.
+
+    Returns:
+        inputs (T,) and targets (T,): the hidden tokens, `NOT_COUNTED` elsewhere, and at the first position, whose token
+        is never hidden, the pair's label. `pair_batch` makes a batch of several.
+
+    Raises:
+        ConfigError: if class or separator could be hidden.
+
+    Example:
+        >>> masking = MaskingConfig(vocab_size=9, mask_id=8, special_ids=(0, 1, 2), rate=1.0, mask_share=1.0,
+        ...                         random_share=0.0)
+        >>> pair = SentencePair((5,), (6,), 1)
+        >>> inputs, targets = pair_example(pair, masking, 1, 2, 8, np.random.default_rng(0))
+        >>> inputs.tolist(), targets.tolist()
+        ([1, 8, 2, 8, 2], [1, 5, -100, 6, -100])
+    """
+    if not {class_id, separator_id} <= set(masking.special_ids):
+        raise ConfigError(f"class {class_id} and separator {separator_id} are not among {masking.special_ids}")
+    ids, _ = join_pair(pair, class_id, separator_id, max_positions)
+    inputs, targets = mask_tokens(ids, masking, generator)
+    targets[0] = pair.label
+    return inputs, targets

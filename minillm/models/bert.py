@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minillm.errors import ConfigError, ShapeError
-from minillm.models.encoder_decoder import check_sequence, check_training_numbers, key_mask
-from minillm.models.gpt import check_count
+from minillm.models.config_checks import check_choices, check_counts, check_training_numbers, fill_in, named_config
+from minillm.models.encoder_decoder import check_sequence, key_mask
 from minillm.nn.embedding import Embedding, check_ids
-from minillm.nn.feedforward import FEED_FORWARDS
 from minillm.nn.functional import KERNELS, gelu, gelu_tanh
 from minillm.nn.linear import Linear
 from minillm.nn.norm import LayerNorm
@@ -64,18 +63,12 @@ class BertConfig:
     kernels: str = "torch"
 
     def __post_init__(self):
-        for name in ("vocab_size", "max_seq_len", "n_layers", "n_heads", "d_model", "n_segments"):
-            check_count(name, getattr(self, name), at_least=1)
-        for name in ("d_ff", "d_embedding", "position_offset"):
-            check_count(name, getattr(self, name), at_least=0)
-        object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
-        object.__setattr__(self, "d_embedding", self.d_embedding or self.d_model)
+        positive = ("vocab_size", "max_seq_len", "n_layers", "n_heads", "d_model", "n_segments")
+        check_counts(self, positive, from_zero=("d_ff", "d_embedding", "position_offset"))
+        fill_in(self, d_ff=4 * self.d_model, d_embedding=self.d_model)
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
-        known = {"kernels": KERNELS, "feed_forward": tuple(kind for kind in FEED_FORWARDS if kind in ACTIVATIONS)}
-        for name, allowed in known.items():
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}")
+        check_choices(self, {"kernels": KERNELS, "feed_forward": ACTIVATIONS})
         check_training_numbers(self.dropout, self.norm_epsilon)
 
 
@@ -109,12 +102,7 @@ def bert_config(kind: str = "bert", **settings) -> BertConfig:
         >>> bert_config("roberta", vocab_size=9, max_seq_len=8, n_layers=1, n_heads=1, d_model=4).position_offset
         2
     """
-    if kind not in KINDS:
-        raise ConfigError(f"kind is {kind!r}, expected one of {tuple(KINDS)}")
-    known = BertConfig.__dataclass_fields__
-    if unknown := sorted(set(settings) - set(known)):
-        raise ConfigError(f"unknown model settings {unknown}; known are {sorted(known)}")
-    return BertConfig(**KINDS[kind] | settings)
+    return named_config(BertConfig, "kind", kind, KINDS, settings)
 
 
 class Bert(nn.Module):

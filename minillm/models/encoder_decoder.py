@@ -3,12 +3,10 @@
 Dimensions: B batch, S positions of the source, T positions of the target, C width, V vocabulary, H heads.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from minillm.errors import ConfigError, ShapeError
+from minillm.errors import ShapeError
 from minillm.models.gpt import what_each_may_see
 from minillm.nn.transformer_layers import DecoderCache
 from minillm.shapes import check_shape
@@ -158,15 +156,3 @@ def key_mask(name: str, mask: Tensor | None, sizes: dict[str, int]) -> Tensor | 
     if mask.dtype != torch.bool:
         raise ShapeError(f"{name} has dtype {mask.dtype}, expected bool with True where a token is real")
     return mask[:, None, None, :]
-
-
-def check_training_numbers(dropout: float, norm_epsilon: float) -> None:
-    """Check two numbers that most configs have.
-
-    Raises:
-        ConfigError: if dropout is outside [0, 1) or the epsilon is not positive.
-    """
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout is {dropout}, expected 0 <= dropout < 1")
-    if not 0.0 < norm_epsilon < math.inf:
-        raise ConfigError(f"norm_epsilon is {norm_epsilon}, expected a positive number")

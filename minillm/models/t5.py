@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minillm.errors import ConfigError
-from minillm.models.encoder_decoder import EncoderDecoder, check_training_numbers
+from minillm.models.config_checks import check_choices, check_counts, check_training_numbers, fill_in, named_config
+from minillm.models.encoder_decoder import EncoderDecoder
 from minillm.models.gpt import check_count
 from minillm.nn.embedding import Embedding
 from minillm.nn.functional import KERNELS
@@ -65,18 +66,14 @@ class T5Config:
     kernels: str = "torch"
 
     def __post_init__(self):
-        for name in ("vocab_size", "max_seq_len", "n_layers", "n_heads", "d_model", "max_distance"):
-            check_count(name, getattr(self, name), at_least=1)
-        for name in ("n_decoder_layers", "d_head", "d_ff"):
-            check_count(name, getattr(self, name), at_least=0)
+        positive = ("vocab_size", "max_seq_len", "n_layers", "n_heads", "d_model", "max_distance")
+        check_counts(self, positive, from_zero=("n_decoder_layers", "d_head", "d_ff"))
         if not self.d_head and self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; or give d_head")
-        object.__setattr__(self, "n_decoder_layers", self.n_decoder_layers or self.n_layers)
-        object.__setattr__(self, "d_head", self.d_head or self.d_model // self.n_heads)
-        object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
-        for name, known in (("feed_forward", FEED_FORWARDS), ("kernels", KERNELS)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected one of {known}")
+        fill_in(
+            self, n_decoder_layers=self.n_layers, d_head=self.d_model // self.n_heads, d_ff=4 * self.d_model
+        )
+        check_choices(self, {"feed_forward": FEED_FORWARDS, "kernels": KERNELS})
         check_count("n_buckets", self.n_buckets, at_least=4)
         if self.n_buckets % 2 or self.max_distance <= self.n_buckets // 2:
             raise ConfigError(
@@ -110,12 +107,7 @@ def t5_config(version: str = "1.1", **settings) -> T5Config:
         >>> t5_config("1.1", vocab_size=9, max_seq_len=8, n_layers=1, n_heads=1, d_model=4).feed_forward
         'geglu'
     """
-    if version not in VERSIONS:
-        raise ConfigError(f"version is {version!r}, expected one of {tuple(VERSIONS)}")
-    known = T5Config.__dataclass_fields__
-    if unknown := sorted(set(settings) - set(known)):
-        raise ConfigError(f"unknown model settings {unknown}; known are {sorted(known)}")
-    return T5Config(**VERSIONS[version] | settings)
+    return named_config(T5Config, "version", version, VERSIONS, settings)
 
 
 class T5(EncoderDecoder):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minillm.errors import ConfigError
-from minillm.models.encoder_decoder import EncoderDecoder, check_training_numbers
-from minillm.models.gpt import check_count
+from minillm.models.config_checks import check_choices, check_counts, check_training_numbers, fill_in
+from minillm.models.encoder_decoder import EncoderDecoder
 from minillm.nn.embedding import Embedding
 from minillm.nn.functional import KERNELS
 from minillm.nn.linear import Linear
@@ -56,17 +56,12 @@ class TransformerConfig:
     kernels: str = "torch"
 
     def __post_init__(self):
-        for name in ("vocab_size", "max_seq_len", "n_layers", "n_heads", "d_model"):
-            check_count(name, getattr(self, name), at_least=1)
-        for name in ("n_decoder_layers", "d_ff"):
-            check_count(name, getattr(self, name), at_least=0)
-        object.__setattr__(self, "n_decoder_layers", self.n_decoder_layers or self.n_layers)
-        object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
+        positive = ("vocab_size", "max_seq_len", "n_layers", "n_heads", "d_model")
+        check_counts(self, positive, from_zero=("n_decoder_layers", "d_ff"))
+        fill_in(self, n_decoder_layers=self.n_layers, d_ff=4 * self.d_model)
         if self.d_model % self.n_heads or self.d_model % 2:
             raise ConfigError(f"d_model {self.d_model} is not an even multiple of n_heads {self.n_heads}")
-        for name, known in (("norm_place", NORM_PLACES), ("kernels", KERNELS)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected one of {known}")
+        check_choices(self, {"norm_place": NORM_PLACES, "kernels": KERNELS})
         check_training_numbers(self.dropout, self.norm_epsilon)
 
 

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from minillm.data.sentence_pairs import SentencePair, join_pair, next_sentence_pairs, sentence_order_pairs
+from minillm.data.masking import MaskingConfig, unmask_tokens
+from minillm.data.sentence_pairs import (
+    SentencePair,
+    join_pair,
+    next_sentence_pairs,
+    pair_example,
+    sentence_order_pairs,
+)
 from minillm.errors import ConfigError, DataError
 
 # sentence s of document d is (10 d + s,)
@@ -42,7 +49,20 @@ def test_joined_pairs(n_first, n_second, room):
     assert len(a) == n_first or len(b) == n_second or abs(len(a) - len(b)) <= 1
 
 
+def test_examples_carry_label_and_hidden_tokens():
+    masking = MaskingConfig(vocab_size=60, mask_id=3, special_ids=(0, 1, 2))
+    for seed in range(40):
+        pair = SentencePair(tuple(range(10, 20)), tuple(range(30, 41)), seed % 2)
+        inputs, targets = pair_example(pair, masking, 1, 2, 20, np.random.default_rng(seed))
+        assert targets[0] == pair.label and (targets[1:] != -100).sum() == round(0.15 * 17)
+        targets[0] = -100
+        assert unmask_tokens(inputs, targets).tolist() == join_pair(pair, 1, 2, 20)[0].tolist()
+
+
 def test_bad_input():
+    with pytest.raises(ConfigError, match="not among"):
+        masking = MaskingConfig(vocab_size=60, mask_id=3, special_ids=(1,))
+        pair_example(SentencePair((7,), (8,), 0), masking, 1, 2, 20, np.random.default_rng(0))
     with pytest.raises(DataError, match="at least two"):
         next_sentence_pairs(DOCUMENTS[:1], np.random.default_rng(0))
     with pytest.raises(DataError, match="at least one sentence"):
