@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from minillm.errors import SamplingError, ShapeError
 from minillm.infer.generate import token_places
 from minillm.infer.sampling import SamplingConfig, keep_min_p, keep_top_k, penalize_repetition
-from minillm.models.gpt import GPT, GPTConfig, make_norm
+from minillm.models.gpt import GPT, GPTConfig, make_feed_forward, make_norm
 from minillm.nn.attention import SelfAttention
 from minillm.nn.cache import KVCache
-from minillm.nn.feedforward import GATED, FeedForward
+from minillm.nn.feedforward import GATED
 
 
 class Block(nn.Module):
@@ -51,15 +51,7 @@ class Block(nn.Module):
             rotary_layout=config.rotary_layout,
         )
         self.feed_forward_norm = make_norm(config)
-        self.feed_forward = FeedForward(
-            config.d_model,
-            config.d_ff,
-            config.feed_forward,
-            bias=config.bias,
-            output_std=output_std,
-            kernels=config.kernels,
-            generator=generator,
-        )
+        self.feed_forward = make_feed_forward(config, output_std, generator)
         self.dropout = config.dropout
 
     def forward(

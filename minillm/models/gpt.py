@@ -20,6 +20,7 @@ from minillm.nn.embedding import Embedding
 from minillm.nn.feedforward import FEED_FORWARDS, GATED, FeedForward
 from minillm.nn.functional import KERNELS, cap_logits
 from minillm.nn.linear import Linear
+from minillm.nn.moe import MixtureOfExperts, check_experts
 from minillm.nn.norm import LayerNorm, RMSNorm
 from minillm.nn.position import ROTARY_LAYOUTS, check_scaling, scaled_frequencies, sinusoidal_positions
 from minillm.shapes import check_shape
@@ -50,6 +51,9 @@ class GPTConfig:
         rotary_trained_len: the length of training in tokens; 0 means max_seq_len / rotary_factor.
         window: how many tokens up to itself a position may see in each layer; 0 does not limit them.
         feed_forward: "gelu" (tanh form), "gelu_exact", "relu", "relu2", or with a gate "swiglu" or "geglu".
+        n_experts: number of feed-forward layers E side by side in each block; 0 means one alone, without a router.
+        n_active_experts: how many of them K each token visits.
+        capacity_factor: while training, an expert takes this times its even share of tokens; 0 has no limit.
         bias: whether linear maps and layer norms have biases.
         qk_norm: whether queries and keys are normalised.
         max_score: with qk_norm, the largest score a query can give a key: the smaller, the softer attention must stay.
@@ -86,6 +90,9 @@ class GPTConfig:
     rotary_trained_len: int = 0
     window: int = 0
     feed_forward: str = "gelu"
+    n_experts: int = 0
+    n_active_experts: int = 0
+    capacity_factor: float = 0.0
     bias: bool = False
     qk_norm: bool = False
     max_score: float = 0.0
@@ -101,10 +108,13 @@ class GPTConfig:
     def __post_init__(self):
         for name in ("vocab_size", "max_seq_len", "n_layers", "n_heads", "d_model"):
             check_count(name, getattr(self, name), at_least=1)
-        for name in ("n_kv_heads", "d_ff", "rotary_trained_len", "window"):
+        for name in ("n_kv_heads", "d_ff", "rotary_trained_len", "window", "n_experts", "n_active_experts"):
             check_count(name, getattr(self, name), at_least=0)
+        if self.n_experts or self.n_active_experts or self.capacity_factor:
+            check_experts(self.n_experts, self.n_active_experts, self.capacity_factor)
         object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
-        object.__setattr__(self, "d_ff", self.d_ff or default_d_ff(self.feed_forward, self.d_model))
+        d_ff = default_d_ff(self.feed_forward, self.d_model, max(1, self.n_active_experts))
+        object.__setattr__(self, "d_ff", self.d_ff or d_ff)
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}")
@@ -174,24 +184,26 @@ def check_count(name: str, value: object, at_least: int) -> None:
         raise ConfigError(f"{name} is {value!r}, expected a whole number of at least {at_least}")
 
 
-def default_d_ff(feed_forward: str, d_model: int) -> int:
+def default_d_ff(feed_forward: str, d_model: int, n_active: int = 1) -> int:
     """The hidden width at which each kind of feed-forward layer has about 8 C^2 weights.
 
     Args:
         feed_forward: one of `FEED_FORWARDS`.
         d_model: width C.
+        n_active: among how many layers, experts that work on the same token, the weights are divided.
 
     Returns:
-        4 C, or for those with a gate, which have three matrices, 8/3 C rounded up to a multiple of min(C, 256).
+        4 C, or for those with a gate, which have three matrices, 8/3 C, divided by n_active; rounded up to a multiple
+        of min(C, 256).
 
     Example:
         >>> default_d_ff("gelu", 128), default_d_ff("swiglu", 128), default_d_ff("swiglu", 768)
         (512, 384, 2048)
+        >>> default_d_ff("swiglu", 768, n_active=2)
+        1024
     """
-    if feed_forward not in GATED:
-        return 4 * d_model
-    step = min(d_model, 256)
-    return math.ceil(8 * d_model / (3 * step)) * step
+    step, n_matrices = min(d_model, 256), 3 if feed_forward in GATED else 2
+    return math.ceil(8 * d_model / (n_matrices * n_active * step)) * step
 
 
 class Block(nn.Module):
@@ -225,15 +237,7 @@ class Block(nn.Module):
             rotary_layout=config.rotary_layout,
         )
         self.feed_forward_norm = make_norm(config)
-        self.feed_forward = FeedForward(
-            config.d_model,
-            config.d_ff,
-            config.feed_forward,
-            bias=config.bias,
-            output_std=output_std,
-            kernels=config.kernels,
-            generator=generator,
-        )
+        self.feed_forward = make_feed_forward(config, output_std, generator)
         self.dropout = config.dropout
 
     def forward(
@@ -292,6 +296,15 @@ def previous_vectors(vectors: Tensor, before: Tensor | None = None) -> Tensor:
     """
     first = torch.zeros_like(vectors[:, :1]) if before is None else before  # (B, N, C), N is 1, or 0 if T is
     return torch.cat((first, vectors[:, :-1]), dim=1)
+
+
+def make_feed_forward(config: GPTConfig, output_std: float, generator: torch.Generator | None) -> nn.Module:
+    """The feed-forward layer the config asks for, or several with a router; its output map starts at `output_std`."""
+    shared = {"bias": config.bias, "output_std": output_std, "kernels": config.kernels, "generator": generator}
+    if not config.n_experts:
+        return FeedForward(config.d_model, config.d_ff, config.feed_forward, **shared)
+    experts = (config.n_experts, config.n_active_experts, config.capacity_factor)
+    return MixtureOfExperts(config.d_model, config.d_ff, *experts, config.feed_forward, **shared)
 
 
 def make_norm(config: GPTConfig) -> nn.Module:

@@ -12,6 +12,7 @@ FAMILIES = {
     "bloom": {"bias": True, "position": "alibi", "embedding_norm": True},
     "llama": LLAMA,
     "mistral": LLAMA | {"n_kv_heads": 2, "window": 4096},
+    "mixtral": LLAMA | {"n_experts": 8, "n_active_experts": 2},
     "modern": {
         "norm": "rms",
         "norm_weight": False,
@@ -54,9 +55,10 @@ def model_config(family: str, size: str, vocab_size: int, max_seq_len: int, **ov
     Args:
         family: "gpt2" (learned positions, LayerNorm, GELU, biases, tied embedding), "bloom" (the same with ALiBi and a
             norm after the embedding), "llama" (rotary positions, RMSNorm, SwiGLU, no biases, untied head), "mistral"
-            (llama with two key/value heads and a window of 4,096 tokens) or "modern" (rotary positions, RMSNorm without
-            weights, query/key norm with scores up to 12, token shift, ReLU^2, outputs zero at first, untied head,
-            logits capped at 15, token vectors of size 0.25 at first).
+            (llama with two key/value heads and a window of 4,096 tokens), "mixtral" (llama with 8 experts in each
+            block, of which a token visits 2, each half as wide as llama's one layer) or "modern" (rotary positions,
+            RMSNorm without weights, query/key norm with scores up to 12, token shift, ReLU^2, outputs zero at first,
+            untied head, logits capped at 15, token vectors of size 0.25 at first).
         size: one of `sizes()`.
         vocab_size: number of token ids V.
         max_seq_len: context in tokens.
@@ -97,7 +99,42 @@ def parameters(config: GPTConfig) -> int:
         >>> parameters(model_config("gpt2", "base", vocab_size=50257, max_seq_len=1024))
         124439808
     """
-    return sum(parameters_by_part(config).values())
+    return sum(parameters_by_part(config).values()) + mixture_parameters(config)
+
+
+def mixture_parameters(config: GPTConfig) -> int:
+    """What a mixture has beyond the one feed-forward layer per block that `parameters_by_part` counts.
+
+    Args:
+        config: the shape.
+
+    Returns:
+        E - 1 further layers and a router (C to E, no bias) in each block; 0 without experts.
+
+    Example:
+        >>> dense, sparse = (model_config(family, "nano", 100, 32, d_ff=64) for family in ("llama", "mixtral"))
+        >>> parameters_by_part(dense)["feed-forward"], mixture_parameters(sparse)  # 7 times as many, and 2 (64 x 8)
+        (24576, 173056)
+    """
+    if not config.n_experts:
+        return 0
+    others = (config.n_experts - 1) * parameters_by_part(config)["feed-forward"]
+    return others + config.n_layers * config.d_model * config.n_experts
+
+
+def active_parameters(config: GPTConfig) -> int:
+    """How many learned numbers work on one token: all but the experts that it does not visit.
+
+    Args:
+        config: the shape.
+
+    Example:
+        >>> sparse = model_config("mixtral", "base", vocab_size=32000, max_seq_len=1024)
+        >>> f"{parameters(sparse):,} {active_parameters(sparse):,}"
+        '304,048,896 134,179,584'
+    """
+    n_idle = config.n_experts - config.n_active_experts
+    return parameters(config) - n_idle * parameters_by_part(config)["feed-forward"]
 
 
 def parameters_by_part(config: GPTConfig) -> dict[str, int]:
@@ -149,7 +186,8 @@ def config_differences(first: GPTConfig, second: GPTConfig) -> dict[str, tuple[o
         second: the later one.
 
     Returns:
-        Setting -> its two values, for those that differ, in the order of `GPTConfig`; last "parameters" if these do.
+        Setting -> its two values, for those that differ, in the order of `GPTConfig`; last "parameters", and "active
+        parameters" where one has experts, if these differ.
 
     Example:
         >>> gpt2, bloom = (model_config(family, "base", 50257, 1024) for family in ("gpt2", "bloom"))
@@ -158,6 +196,8 @@ def config_differences(first: GPTConfig, second: GPTConfig) -> dict[str, tuple[o
     """
     pairs = {name: (getattr(first, name), getattr(second, name)) for name in GPTConfig.__dataclass_fields__}
     pairs["parameters"] = (parameters(first), parameters(second))
+    if first.n_experts or second.n_experts:
+        pairs["active parameters"] = (active_parameters(first), active_parameters(second))
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
@@ -198,25 +238,31 @@ def written(value: object) -> str:
 
 
 def block_products(config: GPTConfig) -> list[tuple[int, int]]:
-    """(d_in, d_out) of each linear map of one block: qkv, output, up, down, and the gate if there is one."""
+    """(d_in, d_out) of each linear map of one block that a token meets.
+
+    They are qkv, output, up, down, and the gate if there is one; with experts these last three once for each that the
+    token visits, and the router's map.
+    """
     width, hidden = config.d_model, config.d_ff
     d_qkv = width + 2 * config.n_kv_heads * config.d_head
     gate = [(width, hidden)] if config.feed_forward in GATED else []
-    return [(width, d_qkv), (width, width), (width, hidden), (hidden, width), *gate]
+    router = [(width, config.n_experts)] if config.n_experts else []
+    visited = max(1, config.n_active_experts) * [(width, hidden), (hidden, width), *gate]
+    return [(width, d_qkv), (width, width), *visited, *router]
 
 
 def product_weights(config: GPTConfig) -> int:
-    """Number of weights in the matrix products of one block."""
+    """Number of weights in the matrix products of one block that a token meets."""
     return sum(d_in * d_out for d_in, d_out in block_products(config))
 
 
 def flops_per_token(config: GPTConfig, seq_len: int = 0) -> int:
     """Floating-point operations to train on one token: 6 N + 12 L C T.
 
-    N counts the weights of matrix products (blocks and head; looking up an embedding costs nothing). Each weight is
-    multiplied and added once forward and twice backward: 2 + 4 operations. Attention's two products, scores and mixing,
-    have 2 C T multiplications and additions each per layer forward, and twice that backward: 12 C T. As is usual,
-    the causal half that a kernel may skip is counted.
+    N counts the weights of matrix products (blocks and head; looking up an embedding costs nothing, and of the experts
+    only those count that a token visits). Each weight is multiplied and added once forward and twice backward: 2 + 4
+    operations. Attention's two products, scores and mixing, have 2 C T multiplications and additions each per layer
+    forward, and twice that backward: 12 C T. As is usual, the causal half that a kernel may skip is counted.
 
     Args:
         config: the shape.
@@ -272,7 +318,7 @@ def memory_bytes(config: GPTConfig, batch_size: int, seq_len: int = 0, bytes_per
     n_parameters, n_positions = parameters(config), seq_len or config.max_seq_len
     n_hidden = 3 if config.feed_forward in GATED else 2
     d_qkv = block_products(config)[0][1]
-    per_layer = 5 * config.d_model + d_qkv + n_hidden * config.d_ff
+    per_layer = 5 * config.d_model + d_qkv + n_hidden * config.d_ff * max(1, config.n_active_experts)
     if config.kernels == "naive":
         per_layer += 2 * config.n_heads * n_positions
     per_token = config.n_layers * per_layer + 2 * config.d_model + 2 * config.vocab_size

@@ -9,7 +9,7 @@ from minillm.config import config_from_dict, config_from_json, config_to_dict, c
 from minillm.errors import ConfigError
 
 DEFAULT_OUT = Path("runs")
-FAMILY_NAMES = ("gpt2", "llama", "modern")  # as in the registry, which imports torch; and so are the sizes
+FAMILY_NAMES = ("gpt2", "bloom", "llama", "mistral", "mixtral", "modern")  # as in the registry, which imports torch; and so are the sizes
 SIZE_NAMES = ("nano", "mini", "tiny", "small", "medium", "base", "large")
 PRESETS: dict[str, dict[str, object]] = {
     "": {},

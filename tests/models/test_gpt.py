@@ -351,3 +351,27 @@ def test_generation_with_a_cache_is_generation_without(variant):
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
     with_cache, without = (generate(model, prompts, 10, GREEDY, use_cache=use) for use in (True, False))
     assert with_cache == without == [generate(model, [prompt], 10, GREEDY)[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize("kernels", ["torch", "naive"])
+def test_a_mixture_generates_with_its_cache_what_it_computes_at_once(kernels):
+    config = model_config("mixtral", "nano", 13, 12, n_experts=4, capacity_factor=0.5, kernels=kernels)
+    model = GPT(config, torch.Generator().manual_seed(0)).double().eval()
+    ids, cache = torch.randint(13, (2, 9), generator=torch.Generator().manual_seed(1)), model.make_cache(2, 9)
+    parts = [model(ids[:, :4], cache), model(ids[:, 4:5], cache), model(ids[:, 5:], cache)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(ids), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"n_experts": 2, "n_active_experts": 3}, "3 of 2 experts"),
+        ({"n_experts": 2, "n_active_experts": 0}, "0 of 2 experts"),
+        ({"n_experts": 0, "n_active_experts": 1}, "1 of 0 experts"),
+        ({"n_experts": 0, "n_active_experts": 0, "capacity_factor": 1.0}, "0 of 0 experts"),
+        ({"n_experts": 2.0}, "n_experts is 2.0"),
+    ],
+)
+def test_experts_out_of_range_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        model_config("mixtral", "nano", 13, 12, **settings)
