@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from minillm.errors import ConfigError
-from minillm.train.loss import IGNORED, kernel_cross_entropy, next_token_loss
+from minillm.train.loss import IGNORED, kernel_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,15 @@ class MaskedTextLoss:
         """The loss summed over the counted targets.
 
         Args:
-            model: (ids, mask=...) -> logits, as `Bert`.
+            model: a `Bert`.
             inputs: (B, T) texts with some tokens hidden, filled up with `pad_id`.
             targets: (B, T) the hidden tokens, -100 elsewhere.
 
         Returns:
             a scalar, float32.
         """
-        return next_token_loss(lambda ids: model(ids, mask=ids != self.pad_id), inputs, targets)
+        hidden = model.hidden(inputs, mask=inputs != self.pad_id)  # (B, T, C)
+        return hidden_token_loss(model, hidden, targets)
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,23 @@ class MaskedPairLoss:
         """
         segments = segments_of(inputs, self.separator_id)          # (B, T)
         hidden = model.hidden(inputs, segments, inputs != self.pad_id)  # (B, T, C)
-        tokens = targets.clone()
-        tokens[:, 0] = IGNORED
         answers = kernel_cross_entropy(model.pair_logits(hidden), targets[:, 0], reduction="sum")
-        return kernel_cross_entropy(model.logits(hidden), tokens, reduction="sum") + self.pair_weight * answers
+        return hidden_token_loss(model, hidden[:, 1:], targets[:, 1:]) + self.pair_weight * answers
+
+
+def hidden_token_loss(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of the counted targets, summed; only their places go through the head, the costliest part.
+
+    Args:
+        model: a `Bert`.
+        hidden: (B, T, C) its last vectors.
+        targets: (B, T) ids, -100 where nothing is asked.
+
+    Returns:
+        a scalar, float32.
+    """
+    asked = targets != IGNORED                                     # (B, T)
+    return kernel_cross_entropy(model.logits(hidden[asked]), targets[asked], reduction="sum")
 
 
 def segments_of(token_ids: Tensor, separator_id: int) -> Tensor:

@@ -42,6 +42,16 @@ def test_every_position_sees_both_ways_but_no_padding(kind):
     assert_near(model(changed, mask=mask)[:, :5], model(ids[:, :5]), 1e-12)
 
 
+def test_a_text_of_nothing_but_padding_harms_no_other():
+    model, ids = small(), random_ids(23, (2, 8))
+    mask = torch.tensor([[True] * 8, [False] * 8])
+    logits = model(ids, mask=mask)
+    assert logits.isfinite().all()
+    assert_near(logits[:1], model(ids[:1]), 1e-12)
+    logits.square().mean().backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 def test_masks_between_positions_make_a_decoder():
     model, ids = small(), random_ids(23, (2, 8))
     causal = torch.ones(8, 8, dtype=torch.bool).tril().expand(2, 8, 8)

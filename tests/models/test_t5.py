@@ -117,6 +117,15 @@ def test_there_and_back(version, tmp_path):
         load_weights(T5(other), tmp_path / "saved")
 
 
+def test_a_source_of_nothing_but_padding_harms_no_other():
+    model, source, target = small(), random_ids(23, (2, 6), 1), random_ids(23, (2, 5), 2)
+    logits = model(source, target, torch.tensor([[True] * 6, [False] * 6]))
+    assert logits.isfinite().all()
+    assert_near(logits[:1], model(source[:1], target[:1]), 1e-12)
+    logits.square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 def test_dropout():
     model, ids = small(dropout=0.5), random_ids(23, (1, 4))
     assert not torch.equal(model(ids, ids), model(ids, ids))
