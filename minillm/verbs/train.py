@@ -9,7 +9,8 @@ from minillm.config import config_from_dict, config_from_json, config_to_dict, c
 from minillm.errors import ConfigError
 
 DEFAULT_OUT = Path("runs")
-FAMILY_NAMES = ("gpt2", "bloom", "llama", "mistral", "mixtral", "modern")  # as in the registry, which imports torch; and so are the sizes
+# Families and sizes as in the registry, which imports torch.
+FAMILY_NAMES = ("gpt2", "bloom", "llama", "mistral", "mixtral", "modern")
 SIZE_NAMES = ("nano", "mini", "tiny", "small", "medium", "base", "large")
 PRESETS: dict[str, dict[str, object]] = {
     "": {},

@@ -26,7 +26,9 @@ from minillm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 from minillm.train.checkpoint import CheckpointFolder
 from minillm.train.hooks import Hook, MetricsLog, ProgressLine
 from minillm.train.loop import LoopConfig, TrainResult, train, validation_loss
+from minillm.train.loss import next_token_loss
 from minillm.train.metrics import read_metrics
+from minillm.train.mixture import MixtureLoss
 from minillm.train.precision import Precision
 from minillm.train.recipes import choose_recipe, make_optimizer, make_schedule
 from minillm.verbs.run_folder import RunFolder
@@ -206,6 +208,7 @@ def train_run(settings: Settings, texts: Texts, hooks: tuple[Hook, ...] = ()) ->
         batches.batch,
         loop,
         schedule=make_schedule(recipe, settings.steps),
+        loss_sum=MixtureLoss() if config.n_experts else next_token_loss,
         validate=validate,
         sample=sampler(model, tokenizer, settings),
         hooks=[MetricsLog(folder.metrics), ProgressLine(), *hooks],

@@ -28,6 +28,7 @@ SETTINGS = {
         {"rotary_scaling": "llama3", "rotary_factor": 4.0, "rotary_trained_len": 5},
     ],
     "mistral": [{"window": 3}],
+    "mixtral": [{"n_experts": 3}],
 }
 CASES = [(family, settings) for family, choices in SETTINGS.items() for settings in choices]
 
@@ -149,6 +150,8 @@ def test_a_tied_head_may_be_in_the_file_but_not_be_another(saved):
         ("llama", {"rope_parameters": {"rope_type": "llama3", "low_freq_factor": 2.0}}, "rotary angles .*'llama3'"),
         ("llama", {"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "lacks 'factor'"),
         ("llama", {"head_dim": 5}, "head_dim = 5"),
+        ("mixtral", {"num_experts_per_tok": 1}, "num_experts_per_tok = 1"),
+        ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise = 0.1"),
         ("llama", {"mlp_bias": True}, "mlp_bias = True"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
     ],
@@ -262,3 +265,8 @@ def test_gpt2s_own_two_files_are_read(tmp_path):
 def test_a_folder_without_tokenizer_says_so(saved):
     with pytest.raises(TokenizerError, match="has no tokenizer"):
         read_tokenizer(saved)
+
+
+def test_one_active_expert_has_no_counterpart_there(tmp_path):
+    with pytest.raises(CheckpointError, match="nearest is mixtral, but n_active_experts is 1"):
+        save_hugging_face(small("mixtral", n_active_experts=1), tmp_path / "saved")

@@ -26,9 +26,10 @@ SHAPES = {
         {"rotary_scaling": "llama3", "rotary_factor": 4.0, "rotary_trained_len": 12},
     ],
     "mistral": [{"window": 5, "n_kv_heads": 2}, {"window": 3, "kernels": "naive"}],
+    "mixtral": [{"n_kv_heads": 2}, {"n_experts": 5, "n_active_experts": 3, "window": 4, "kernels": "naive"}],
 }
-# Theirs computes RMSNorm's scale and rotary angles, and ALiBi's slopes, in float32.
-EXACT = {"gpt2": 1e-10, "bloom": 1e-6, "llama": 1e-6, "mistral": 1e-6}
+# Theirs computes RMSNorm's scale and rotary angles, ALiBi's slopes and Mixtral's router in float32.
+EXACT = {"gpt2": 1e-10, "bloom": 1e-6, "llama": 1e-6, "mistral": 1e-6, "mixtral": 3e-6}
 CASES = [(family, seed, shape) for family, shapes in SHAPES.items() for seed, shape in enumerate(shapes)]
 
 
@@ -40,7 +41,21 @@ def small(family, seed, shape, dtype):
 
 def opened(folder, dtype):
     transformers = pytest.importorskip("transformers")
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+    plain = {"attn_implementation": "eager", "experts_implementation": "eager"}  # their grouped experts have no float64
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **plain).eval()
+
+
+def on_disk(gradients):
+    """Names as in Mixtral's files, where each expert's matrices stand alone: w1, w3 (gate, up) and w2 (down)."""
+    found = {}
+    for name, gradient in gradients.items():
+        name = name.replace("mlp.experts", "block_sparse_moe.experts").replace("mlp.gate.", "block_sparse_moe.gate.")
+        body, _, kind = name.rpartition(".")
+        for expert, matrix in enumerate(gradient if "experts" in name else ()):
+            parts = {"w2": matrix} if kind == "down_proj" else dict(zip(("w1", "w3"), matrix.chunk(2), strict=True))
+            found |= {f"{body}.{expert}.{part}.weight": value for part, value in parts.items()}
+        found[name] = gradient
+    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -54,7 +69,7 @@ def test_logits_and_all_gradients(family, seed, shape, dtype, tmp_path):
     assert_near(ours, theirs, relative, "logits")
     for logits in (ours, theirs):
         torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
-    assert_same_gradients(model, peer, relative)
+    assert_same_gradients(model, peer, relative, on_disk)
 
 
 @pytest.mark.parametrize("family, seed, shape", CASES)
@@ -91,10 +106,13 @@ def their_models(transformers):
     yield transformers.MistralConfig(
         **shape, num_key_value_heads=2, intermediate_size=20, max_position_embeddings=17, sliding_window=4, **ends
     )
+    yield transformers.MixtralConfig(
+        **shape, num_key_value_heads=2, intermediate_size=20, max_position_embeddings=17, num_local_experts=3, **ends
+    )
     yield transformers.BloomConfig(hidden_size=24, n_layer=3, n_head=6, vocab_size=29, **ends)
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(6))
 @pytest.mark.parametrize("size", ["1GB", "4KB"])
 def test_their_checkpoints_open_here(number, size, tmp_path):
     transformers = pytest.importorskip("transformers")

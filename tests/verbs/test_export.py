@@ -5,6 +5,7 @@ import json
 import pytest
 
 from minillm.cli import main
+from minillm.train.mixture import MixtureLoss
 
 DRAW = ["--prompt", "Anna sees", "--max-new-tokens", "15", "--temperature", "0.9", "--seed", "3"]
 
@@ -77,3 +78,20 @@ def test_ids_at_which_a_text_ends_may_be_several(exported, refuses, tmp_path, va
         refuses(["generate", "--hf", folder], folder, *parts)
     else:
         assert main(["generate", "--hf", str(folder), *DRAW]) == 0
+
+
+def test_a_mixture_is_trained_with_its_router_watched_and_exported(train_small, tmp_path, monkeypatch):
+    extra = []
+
+    class Watched(MixtureLoss):
+        def __call__(self, model, inputs, targets):
+            loss = super().__call__(model, inputs, targets)
+            extra.append((loss - self.loss_sum(model, inputs, targets)).item() / targets.numel())
+            return loss
+
+    monkeypatch.setattr("minillm.verbs.training.MixtureLoss", Watched)
+    out = tmp_path / "mixtral"
+    assert train_small(out, "--model", "mixtral", "--steps", "3") == 0
+    assert len(extra) == 3 and all(0.02 < value < 0.05 for value in extra)  # two layers of 0.01 and 0.001 * log(8)^2
+    assert main(["export", str(out), str(tmp_path / "hf")]) == 0
+    assert json.loads((tmp_path / "hf/config.json").read_text())["num_local_experts"] == 8
