@@ -149,7 +149,7 @@ class CrossAttention(nn.Module):
         bias: whether the three linear maps have biases.
         std: standard deviation of the initial weights.
         output_std: that of the output map, which writes into the residual stream.
-        kernels: "torch" or "naive", see `minillm.nn.functional`.
+        kernels: "torch", "naive" or "tiled", see `minillm.nn.functional`.
         generator: where the initial weights come from; None is torch's own default generator.
         d_head: head width D; 0 means C / H.
         scale: what the scores are multiplied by; 0 means 1 / sqrt(D).

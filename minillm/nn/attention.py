@@ -17,6 +17,7 @@ from minillm.nn.norm import RMSNorm
 from minillm.nn.position import check_layout, rotate
 from minillm.nn.relative_position import alibi_bias, alibi_slopes
 from minillm.nn.sparse_patterns import distances_of_last, window_mask
+from minillm.nn.tiled_attention import tiled_attention
 from minillm.shapes import check_shape
 
 
@@ -271,7 +272,7 @@ class SelfAttention(nn.Module):
         max_score: with qk_norm, stretch the queries so that no score can pass this instead; 0 does not.
         std: standard deviation of the initial weights.
         output_std: that of the output map, which writes into the residual stream.
-        kernels: "torch" or "naive", see `minillm.nn.functional`.
+        kernels: "torch", "naive" or "tiled", see `minillm.nn.functional`.
         generator: where the initial weights come from; None is torch's own default generator.
         d_head: head width D; 0 means C / H. Any other lets the heads together be wider or narrower than C.
         scale: what the scores are multiplied by; 0 means 1 / sqrt(D).
@@ -345,9 +346,7 @@ class SelfAttention(nn.Module):
         query, key, value = self.queries_keys_values(x, rotation)
         if cache is not None:
             key, value = cache.update(layer, key, value)
-        if self.slopes is not None:
-            bias = add_alibi(bias, self.slopes, query.shape[2], key.shape[2])  # (..., H, T, S)
-        mixed = mix_heads(query, key, value, mask, causal, self.kernels, bias, self.window)  # (B, H, T, D)
+        mixed = mix_heads(query, key, value, mask, causal, self.kernels, bias, self.window, self.slopes)  # (B, H, T, D)
         return self.output(merge_heads(mixed))
 
     def queries_keys_values(
@@ -388,7 +387,7 @@ class CrossAttention(nn.Module):
         bias: whether the three linear maps have biases.
         std: standard deviation of the initial weights.
         output_std: that of the output map, which writes into the residual stream.
-        kernels: "torch" or "naive", see `minillm.nn.functional`.
+        kernels: "torch", "naive" or "tiled", see `minillm.nn.functional`.
         generator: where the initial weights come from; None is torch's own default generator.
         d_head: head width D; 0 means C / H.
         scale: what the scores are multiplied by; 0 means 1 / sqrt(D).
@@ -514,6 +513,7 @@ def mix_heads(
     kernels: str = "torch",
     bias: Tensor | None = None,
     window: int = 0,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """`attention` by the chosen kernels; all give the same values and gradients.
 
@@ -524,10 +524,11 @@ def mix_heads(
         mask: bool, broadcastable to (B, H, T, S), True where attention is allowed; None allows all.
             A query that may see no key at all gives zeros.
         causal: hide later positions, instead of a mask.
-        kernels: "torch" for the fused kernels, "naive" for `attention` itself.
+        kernels: "torch" for the fused kernels, "naive" for `attention` itself, "tiled" for `tiled_attention`.
         bias: numbers added to the scores, broadcastable to (B, H, T, S), or None.
         window: how many keys up to itself a query may see, besides what the mask says; the queries are the last T of
             the S positions then. 0 does not limit them.
+        slopes: (H,) ALiBi slopes; scores fall with the distance then, counted in places. None for none.
 
     Returns:
         (B, H, T, D).
@@ -538,8 +539,13 @@ def mix_heads(
     check_mask_and_bias(mask, bias, (*query.shape[:3], key.shape[2]))
     if window:
         key, value, mask, bias = last_keys(query.shape[2] + window - 1, key, value, mask, bias)
+    if kernels == "tiled":
+        return tiled_attention(query, key, value, mask, causal, bias, window, slopes)
+    if window:
         mask, causal = within_window(query.shape[2], key.shape[2], window, mask, query.device)
-    if causal and (kernels == "naive" or bias is not None):
+    if slopes is not None:
+        bias = add_alibi(bias, slopes, query.shape[2], key.shape[2])  # (..., H, T, S)
+    if causal and (kernels == "naive" or bias is not None or query.shape[2] != key.shape[2]):
         mask, causal = causal_mask(query.shape[2], key.shape[2], query.device), False
     if kernels == "naive":
         return attention(query, key, value, mask) if bias is None else biased_attention(query, key, value, bias, mask)

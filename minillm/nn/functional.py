@@ -11,14 +11,15 @@ from torch import Tensor
 
 from minillm.errors import ConfigError
 
-KERNELS = ("torch", "naive")
+KERNELS = ("torch", "naive", "tiled")
 
 
 def check_kernels(kernels: str) -> None:
     """Check the name of the implementation that a module is asked to use.
 
     Args:
-        kernels: "torch" for the library's fused kernels, "naive" for the readable functions of this package.
+        kernels: "torch" for the library's fused kernels, "naive" for the readable functions of this package, "tiled"
+            for our own attention in tiles, with the library's kernels for everything else.
 
     Raises:
         ConfigError: for any other name.

@@ -257,7 +257,7 @@ def mix_grouped(x: Tensor, routing: Routing, experts: Sequence[nn.Module]) -> Te
     return torch.zeros_like(x).index_add(0, tokens, (outputs * weights[:, None]).to(x.dtype))
 
 
-MIXES = {"naive": mix_one_by_one, "torch": mix_grouped}
+MIXES = {"naive": mix_one_by_one, "torch": mix_grouped, "tiled": mix_grouped}
 
 
 class MixtureOfExperts(nn.Module):

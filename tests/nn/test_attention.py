@@ -231,7 +231,7 @@ def test_cross_attention_refuses_what_does_not_fit():
         CrossAttention(16, 4, 3)
 
 
-KERNELS = ("torch", "naive")
+KERNELS = ("torch", "naive", "tiled")
 BIASES = {"distances": (4, 3, 5), "rows": (2, 1, 1, 5), "everything": (2, 4, 3, 5)}
 MASKS = {"no mask": None, "padding": (2, 1, 1, 5), "everything": (2, 4, 3, 5), "keys": (5,)}
 

@@ -38,7 +38,7 @@ ROOT = Path(minillm.__file__).parent
 DECODER = {
     "nn": (
         "attention attention_kernels cache embedding feedforward functional linear norm position relative_position "
-        "source_attention"
+        "source_attention sparse_patterns tiled_attention"
     ),
     "models": "gpt registry",
     "infer": "generate packed sampling",
@@ -49,7 +49,7 @@ def exercise_the_library():
     """Run every commented line of the three floors at sizes that differ from one another."""
     everything = SamplingConfig(temperature=0.7, top_k=5, top_p=0.9, min_p=0.01, repetition_penalty=1.2)
     for family in families():
-        for kernels in ("torch", "naive"):
+        for kernels in functional.KERNELS:
             settings = {"n_layers": 1, "n_heads": 4, "n_kv_heads": 2, "d_model": 24, "kernels": kernels}
             model = GPT(model_config(family, "nano", 13, 9, norm_weight=True, **settings))
             model(torch.randint(13, (3, 7))).sum().backward()
