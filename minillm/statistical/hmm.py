@@ -270,22 +270,23 @@ class HiddenMarkovModel:
             log_probabilities[layout.places] = np.log(totals)
         return log_probabilities
 
-    def predicted_states(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """What the model expects at each place of a text, before it sees the id there: all that it carries along.
+    def filtered_states(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """p(state | the ids of its sequence up to here) at each place of a text: all that the model carries on from it.
+
+        Unlike `posteriors` this knows nothing of what comes later.
 
         Args:
             token_ids: (N,) integers, sequences as in `log_probabilities`.
 
         Returns:
-            (N, K) float64, rows sum to 1; zeros behind an id that the model holds impossible.
+            (N, K) float64, rows sum to 1; zeros from an id on that the model holds impossible.
         """
         ids = checked_ids(token_ids, self.vocab_size)
         layout = time_major(ids, sequence_lengths(ids, self.boundary))
         filtered, _ = scaled_forward(self.initial, self.transitions, self.emissions.T[layout.ids], layout)
-        predicted = np.empty(filtered.shape)                                           # (N, K)
-        predicted[layout.places[: layout.n_sequences]] = self.initial
-        predicted[layout.places[layout.n_sequences :]] = filtered[layout.previous] @ self.transitions
-        return predicted
+        in_order = np.empty(filtered.shape)                                            # (N, K)
+        in_order[layout.places] = filtered
+        return in_order
 
     def next_states(self, context: Sequence[int] | np.ndarray) -> np.ndarray:
         """(K,) the probability of each state at the place after a context: all that the model remembers of it.
@@ -301,11 +302,10 @@ class HiddenMarkovModel:
             context = context[ends[-1] + 1 :]
         if len(context) == 0:
             return self.initial
-        layout = time_major(context, np.array([len(context)]))
-        filtered, totals = scaled_forward(self.initial, self.transitions, self.emissions.T[layout.ids], layout)
-        if totals[-1] == 0:
+        last = self.filtered_states(context)[-1]                                       # (K,)
+        if not last.any():
             raise DataError("the model holds this context impossible, so nothing can follow; smooth its tables")
-        return filtered[-1] @ self.transitions
+        return last @ self.transitions
 
     def distribution(self, context: Sequence[int] | np.ndarray) -> np.ndarray:
         """(V,) p(x | context) for every id x; it sums to 1. See `next_states`."""

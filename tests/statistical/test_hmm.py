@@ -114,12 +114,15 @@ def test_distributions_sum_to_one_and_agree_with_the_scores():
         assert math.log(distribution[ids[place]]) == pytest.approx(scores[place], rel=1e-11)
 
 
-def test_predicted_states_are_the_next_states_of_each_beginning():
+def test_filtered_states_are_the_forward_probabilities_of_each_sequence():
     model, ids = a_model(), a_text(ended=False)
-    found = model.predicted_states(ids)
-    np.testing.assert_allclose(found, [model.next_states(ids[:place]) for place in range(len(ids))], rtol=1e-11)
-    explained = np.log((found * model.emissions.T[ids]).sum(axis=1))
-    np.testing.assert_allclose(explained, model.log_probabilities(ids), rtol=1e-11)
+    expected = []
+    for sequence in np.split(ids, np.flatnonzero(ids == END) + 1):
+        forward = np.exp(log_forward(*model.log_tables(sequence)))
+        expected.extend(forward / forward.sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(model.filtered_states(ids), expected, rtol=1e-11)
+    np.testing.assert_allclose(model.next_states(ids), expected[-1] @ model.transitions, rtol=1e-11)
+    np.testing.assert_array_equal(model.next_states(ids[:4]), model.initial)
 
 
 def test_all_texts_of_one_length_sum_to_one():
