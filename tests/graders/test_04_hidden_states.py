@@ -262,10 +262,10 @@ def sizes(rng):
 @task("4.4")
 def test_forward_by_hand(impl, rng):
     half = np.log([0.5, 0.5])
-    chain = half, np.log([[0.75, 0.25], [0.25, 0.75]]), np.log([[0.5, 0.25], [0.25, 1.0]])
+    chain = half, np.log([[0.75, 0.25], [0.5, 0.5]]), np.log([[0.5, 0.25], [0.25, 1.0]])
     got = impl.log_forward(*chain)
     expect(np.shape(got) == (2, 2), f"two places and two states give an array of shape {np.shape(got)}")
-    expected = np.log([[0.25, 0.125], [0.0546875, 0.15625]])       # 1/4 and 3/4 * 1/4 + 1/4 * 1/8 = 7/32, and so on
+    expected = np.log([[0.25, 0.125], [0.0625, 0.125]])            # 1/4 * (3/4 * 1/4 + 1/2 * 1/8) = 1/16, and so on
     expect_close(got, expected, what="forward of two places")
 
 
@@ -311,11 +311,11 @@ def oracle_viterbi(chain):
 def test_viterbi_by_hand(impl, rng):
     stay = np.log([[0.9, 0.1], [0.1, 0.9]])
     path, score = impl.viterbi(np.log([0.5, 0.5]), stay, np.log([[0.2, 0.8], [0.5, 0.5]]))
-    expect_equal(path, np.array([1, 1]), what="the best states")
+    expect_equal(path, np.array([1, 1]), what="the best sequence of states")
     expect_close(score, math.log(0.18), what="their log-probability")
     # Three places; the second looks like state 1, but not enough to pay for two changes.
     path, score = impl.viterbi(np.log([0.5, 0.5]), stay, np.log([[0.9, 0.1], [0.3, 0.7], [0.9, 0.1]]))
-    expect_equal(path, np.array([0, 0, 0]), what="the best states of three places")
+    expect_equal(path, np.array([0, 0, 0]), what="the best sequence of states, three places")
     expect_close(score, math.log(0.5 * 0.9 * 0.9 * 0.3 * 0.9 * 0.9), what="their log-probability")
 
 
@@ -325,7 +325,7 @@ def test_viterbi(impl, rng):
     path, score = oracle_viterbi(chain)
     got, unchanged = impl.viterbi.after(*chain)
     expect(isinstance(got, tuple) and len(got) == 2, "the answer must be a pair: the states, their log-probability")
-    expect_equal(got[0], path, what="the best states")
+    expect_equal(got[0], path, what="the best sequence of states")
     expect_close(got[1], score, what="their log-probability")
     for one, before in zip(unchanged, chain, strict=True):
         expect_equal(one, before, what="an argument afterwards")
@@ -336,7 +336,7 @@ def test_viterbi_with_impossible_states(impl, rng):
     chain = random_chain(rng, int(rng.integers(3, 6)), 3, zeros=True)
     path, score = oracle_viterbi(chain)
     got = impl.viterbi(*chain)
-    expect_equal(got[0], path, what="the best states, some ways being impossible")
+    expect_equal(got[0], path, what="the best sequence of states, some ways being impossible")
     expect_close(got[1], score, what="their log-probability")
 
 
@@ -345,7 +345,7 @@ def test_the_best_way_is_not_the_best_state_of_each_place(impl, rng):
     # State 0 begins with 0.6 and scatters; state 1 begins with 0.4 and goes to 2 for sure.
     transitions = np.log([[0.4, 0.3, 0.3], [1e-9, 1e-9, 1 - 2e-9], [0.3, 0.3, 0.4]])
     path, _ = impl.viterbi(np.log([0.6, 0.4, 1e-9]), transitions, np.zeros((2, 3)))
-    expect_equal(path, np.array([1, 2]), what="the best states")
+    expect_equal(path, np.array([1, 2]), what="the best sequence of states")
 
 
 @task("4.5")
