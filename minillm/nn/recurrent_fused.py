@@ -68,6 +68,11 @@ def times(x: Tensor, kept: Tensor | None) -> Tensor:
     return x if kept is None else x * kept
 
 
+def for_many_steps(weight: Tensor, n_steps: int) -> Tensor:
+    """The transposed weight, (D, N D); copied into the order in which products read it where the copy pays."""
+    return weight.T.contiguous() if n_steps > 8 else weight.T
+
+
 def steps_of(n_steps: int, *buffers: Tensor | None) -> list[tuple]:
     """The buffers' first T entries, step by step; None stays None at every step."""
     return list(zip(*([None] * n_steps if each is None else each[:n_steps].unbind() for each in buffers), strict=True))
@@ -83,7 +88,7 @@ class RNNSteps(Function):
 
     @staticmethod
     def forward(ctx, from_input, hidden, weight, kept):
-        n_steps, transposed = len(from_input), weight.T.contiguous()
+        n_steps, transposed = len(from_input), for_many_steps(weight, len(from_input))
         hiddens = from_input.new_empty(n_steps + 1, *hidden.shape)  # (T + 1, B, D)
         hiddens[0] = hidden
         for now, old, new, keep in steps_of(n_steps, from_input, hiddens, hiddens[1:], kept):
@@ -108,7 +113,8 @@ class LSTMSteps(Function):
 
     @staticmethod
     def forward(ctx, from_input, hidden, cell, weight, kept):
-        n_steps, transposed, width = len(from_input), weight.T.contiguous(), hidden.shape[-1]
+        n_steps, width = len(from_input), hidden.shape[-1]
+        transposed = for_many_steps(weight, n_steps)
         gates = torch.empty_like(from_input)                       # (T, B, 4*D)
         hiddens, cells = (from_input.new_empty(n_steps + 1, *hidden.shape) for _ in range(2))  # (T + 1, B, D)
         shown = torch.empty_like(hiddens[1:])                      # (T, B, D), tanh of the cells
@@ -156,7 +162,8 @@ class GRUSteps(Function):
 
     @staticmethod
     def forward(ctx, from_input, hidden, weight, bias, kept):
-        n_steps, transposed, width = len(from_input), weight.T.contiguous(), hidden.shape[-1]
+        n_steps, width = len(from_input), hidden.shape[-1]
+        transposed = for_many_steps(weight, n_steps)
         gates = from_input.clone()                                 # (T, B, 3*D)
         from_hidden = torch.empty_like(gates)                      # (T, B, 3*D)
         hiddens = from_input.new_empty(n_steps + 1, *hidden.shape)  # (T + 1, B, D)

@@ -1,4 +1,4 @@
-"""Training a recurrent language model on one long text: from batch to batch its state is carried, its gradient is not."""
+"""Training a recurrent language model on one long text: its state goes from batch to batch, its gradient does not."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minillm.data.batches import StreamBatches
-from minillm.errors import ConfigError
+from minillm.errors import ConfigError, TrainingError
 from minillm.models.lstm import RecurrentConfig, RecurrentLM
 from minillm.nn.recurrent_cells import State, detached
 from minillm.runtime import generator
@@ -110,7 +110,7 @@ def train_recurrent(
     Raises:
         ConfigError: if a size is out of range.
         DataError: if the text is too short, or an id is outside the vocabulary.
-        TrainingError: if the loss is not finite for several steps in a row.
+        TrainingError: if the loss is not finite for several steps in a row, or a signal stopped the training.
 
     Example:
         >>> config = RecurrentConfig(vocab_size=3, end_of_text_id=0, d_hidden=8)
@@ -125,7 +125,7 @@ def train_recurrent(
     optimizer = AdamW(decay_groups(model, training.weight_decay), training.learning_rate, betas=(0.9, 0.99), fused=True)
     n_warmup = training.n_steps // 20
     state = CarriedState(batches, training.carry_state)
-    train(
+    result = train(
         model,
         optimizer,
         batches.batch,
@@ -134,4 +134,6 @@ def train_recurrent(
         loss_sum=state,
         hooks=[state, *([ProgressLine()] if progress else []), *hooks],
     )
+    if result.stopped_by is not None:
+        raise TrainingError(f"{result.stopped_by} stopped the training after {result.step} of {training.n_steps} steps")
     return model.eval()
