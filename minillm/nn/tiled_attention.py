@@ -117,8 +117,9 @@ class Sight:
         past = self.n_keys - self.n_queries
         end = min(self.n_keys, rows.stop + past) if self.causal else self.n_keys
         first = max(0, rows.start + past + 1 - self.window) if self.window else 0
-        diagonal = max(first, rows.start + past) if self.causal else end  # only from here on keys can be too late
-        for begin, stop in ((first, diagonal), (diagonal, end)):
+        diagonal = max(first, rows.start + past) if self.causal else end
+        inside = max(first, min(rows.stop + past - self.window, diagonal)) if self.window else first
+        for begin, stop in ((first, inside), (inside, diagonal), (diagonal, end)):  # edges apart: only they need a mask
             for start in range(begin, stop, self.n_columns):
                 columns = slice(start, min(start + self.n_columns, stop))
                 visible = self.visible(rows, columns)
@@ -293,10 +294,10 @@ def backward_tiles(
             weights = product(wanted, keys[:, columns].mT, room)   # (N, R, K)
             sight.adjust(per_head(weights, query, rows), rows, columns, visible, bias)
             weights.sub_(row_log_sums).exp_()
-            value_gradient[:, columns].baddbmm_(weights.mT, row_upstream)
+            value_gradient[:, columns] += weights.mT @ row_upstream
             weights *= product(row_upstream, values[:, columns].mT, more_room).sub_(row_common)
             row_gradient.baddbmm_(weights, keys[:, columns], alpha=scale)
-            key_gradient[:, columns].baddbmm_(weights.mT, wanted)
+            key_gradient[:, columns] += weights.mT @ wanted
             if bias_wanted:
                 place = cut(bias_gradient, rows, columns)
                 place += per_head(weights, query, rows).sum_to_size(place.shape)
