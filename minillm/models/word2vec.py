@@ -50,7 +50,7 @@ class Word2VecConfig:
     noise_power: float = 0.75
     learning_rate: float = 0.025
     n_epochs: int = 5
-    n_block: int = 64
+    n_block: int = 32
     n_shared: int = 64
 
     def __post_init__(self):
@@ -98,8 +98,13 @@ def sigmoid(scores: np.ndarray) -> np.ndarray:
 
 
 def softplus(scores: np.ndarray) -> np.ndarray:
-    """log(1 + exp(score)) = -log sigmoid(-score), without overflow."""
-    return np.logaddexp(0, scores)
+    """log(1 + exp(score)) = -log sigmoid(-score) of each score, without overflow; of the same kind of number.
+
+    Example:
+        >>> softplus(np.array([0.0, -1000.0, 1000.0])).round(4).tolist()
+        [0.6931, 0.0, 1000.0]
+    """
+    return np.maximum(scores, 0) + np.log1p(np.exp(-np.abs(scores)))
 
 
 def negative_sampling(
