@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.parity import assert_near, random_ids, randomized
+from helpers.reversal import PADDING, START, reversal_batches, share_reversed
 from torch.nn import functional as F
 
 from minillm.errors import CheckpointError, ConfigError, DataError, ShapeError
@@ -10,6 +11,9 @@ from minillm.export.hugging_face import load_hugging_face, load_weights, save_hu
 from minillm.infer.beam import BeamConfig
 from minillm.infer.text_to_text import write_by_beams, write_greedily
 from minillm.models.t5 import T5, t5_config
+from minillm.train.loop import LoopConfig, train
+from minillm.train.optim import AdamW
+from minillm.train.text_to_text import TextToTextLoss
 
 SHAPE = {
     "vocab_size": 23, "max_seq_len": 40, "n_layers": 2, "n_decoder_layers": 3, "n_heads": 3, "d_model": 8, "d_head": 4,
@@ -155,3 +159,13 @@ def test_bad_input():
     ]:
         with pytest.raises(error):
             model(*arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_it_learns_to_reverse_strings_it_never_saw():
+    shape = {"vocab_size": 13, "max_seq_len": 9, "n_layers": 2, "n_heads": 2, "d_model": 64, "d_ff": 128}
+    model = T5(t5_config("1.1", **shape), torch.Generator().manual_seed(0))
+    loss = TextToTextLoss(start_id=START, pad_id=PADDING)
+    train(model, AdamW(model.parameters(), lr=3e-3), reversal_batches, LoopConfig(n_steps=400), loss_sum=loss)
+    assert share_reversed(model) > 0.4
