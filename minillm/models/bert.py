@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from minillm.errors import ConfigError, ShapeError
 from minillm.models.config_checks import check_choices, check_counts, check_training_numbers, fill_in, named_config
 from minillm.models.encoder_decoder import check_sequence, key_mask
-from minillm.nn.embedding import Embedding, check_ids
+from minillm.nn.embedding import Embedding
 from minillm.nn.functional import KERNELS, gelu, gelu_tanh
 from minillm.nn.linear import Linear
 from minillm.nn.norm import LayerNorm
@@ -40,7 +40,8 @@ class BertConfig:
         feed_forward: "gelu_exact" (BERT, RoBERTa) or "gelu" (ALBERT); also the nonlinearity in the head.
         norm_epsilon: added to the variance in the norms.
         dropout: chance of dropping a number of the embedding and of each part's output while training.
-        kernels: "torch" for the library's fused kernels, "naive" for our readable functions.
+        kernels: "torch" for the library's fused kernels, "naive" for our readable functions,
+            "tiled" for attention block by block.
 
     Raises:
         ConfigError: naming the first setting that is out of range or contradicts another.
@@ -190,7 +191,6 @@ class Bert(nn.Module):
         if segments is None:
             segments = torch.zeros_like(token_ids)
         check_shape("segments", segments, "B T", sizes)
-        check_ids(segments, self.config.n_segments)
         first = self.config.position_offset
         x = self.token_embedding(token_ids) + self.segment_embedding(segments)  # (B, T, E)
         x = x + self.position_embedding.weight[first : first + sizes["T"]]  # (B, T, E)

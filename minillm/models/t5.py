@@ -43,7 +43,8 @@ class T5Config:
         norm_epsilon: added to the mean square in the norms.
         dropout: chance of dropping a number of the embedding, of each part's output and of the last vectors while
             training.
-        kernels: "torch" for the library's fused kernels, "naive" for our readable functions.
+        kernels: "torch" for the library's fused kernels, "naive" for our readable functions,
+            "tiled" for attention block by block.
 
     Raises:
         ConfigError: naming the first setting that is out of range or contradicts another.

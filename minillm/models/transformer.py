@@ -36,7 +36,8 @@ class TransformerConfig:
         norm_epsilon: added to the variance in the norms.
         tie_embeddings: whether the head uses the token embedding's weights.
         dropout: chance of dropping a number of the embedding and of each part's output while training.
-        kernels: "torch" for the library's fused kernels, "naive" for our readable functions.
+        kernels: "torch" for the library's fused kernels, "naive" for our readable functions,
+            "tiled" for attention block by block.
 
     Raises:
         ConfigError: naming the first setting that is out of range or contradicts another.

@@ -20,9 +20,10 @@ def small(kind="bert", seed=0, **settings):
     return randomized(Bert(config, torch.Generator().manual_seed(seed)).double(), seed)
 
 
+@pytest.mark.parametrize("fast", ["torch", "tiled"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_kernels_agree_in_value_and_gradient(kind):
-    models = [small(kind, kernels=kernels) for kernels in ("torch", "naive")]
+def test_kernels_agree_in_value_and_gradient(kind, fast):
+    models = [small(kind, kernels=kernels) for kernels in (fast, "naive")]
     ids, mask = random_ids(23, (3, 10)), torch.arange(10) < torch.tensor([10, 3, 7])[:, None]
     for model in models:
         model(ids, mask=mask)[mask].square().mean().backward()

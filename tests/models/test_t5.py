@@ -27,9 +27,10 @@ def small(version="1.1", seed=0, **settings):
     return randomized(T5(config, torch.Generator().manual_seed(seed)).double(), seed)
 
 
+@pytest.mark.parametrize("fast", ["torch", "tiled"])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_kernels_agree_in_value_and_gradient(version):
-    models = [small(version, kernels=kernels) for kernels in ("torch", "naive")]
+def test_kernels_agree_in_value_and_gradient(version, fast):
+    models = [small(version, kernels=kernels) for kernels in (fast, "naive")]
     source, target = random_ids(23, (3, 9)), random_ids(23, (3, 7), 1)
     mask = torch.arange(9) < torch.tensor([9, 3, 7])[:, None]
     for model in models:

@@ -64,7 +64,7 @@ def torch_peer(model):
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
-@pytest.mark.parametrize("kernels", ["torch", "naive"])
+@pytest.mark.parametrize("kernels", ["torch", "naive", "tiled"])
 @pytest.mark.parametrize("norm_place", ["post", "pre"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_logits_and_all_gradients_equal_torch(seed, norm_place, kernels):
