@@ -13,6 +13,7 @@ VERBS = {
     "generate": "continue a prompt with a trained model",
     "chat": "the same, turn by turn at the terminal",
     "export": "write a run as a folder that transformers opens",
+    "models": "model families and sizes with their parameters, or what one family changed of another",
     "evaluate": "a run's loss, perplexity and bits per byte beside simpler models",
     "plot": "draw the loss curves of one or several runs",
     "demo": "from raw text to two trained models, with tables and pictures, in two to four minutes",
