@@ -56,7 +56,8 @@ def noise_words(counts: np.ndarray, uniforms: np.ndarray, power: float = 0.75) -
         power: above 0; 1 draws words as often as the text has them.
 
     Returns:
-        int64 ids of the shape of `uniforms`, in increasing order of the uniform numbers; an id of count 0 never comes.
+        int64 ids of the shape of `uniforms`: 0 falls on the first word that occurs, a number just below 1 on the last,
+        and one that is exactly on a border on the word behind it. An id of count 0 never comes.
 
     Raises:
         DataError: if no id occurs.
@@ -128,7 +129,7 @@ def negative_sampling(
 
     Returns:
         (B,) losses in nats, and the gradient of each with respect to `hidden` (B, C), `target` (B, C) and
-        `negatives` (B, K, C).
+        `negatives` (B, K, C); all in the precision of the vectors.
 
     Raises:
         ShapeError: if the shapes do not fit.
@@ -163,7 +164,8 @@ def cbow_gradients(
 
     Returns:
         (B,) losses in nats, and the gradient of each with respect to `contexts` (B, W, C), `target` (B, C) and
-        `negatives` (B, K, C). Of n words that count, each has an n-th of the mean's gradient; the others have 0.
+        `negatives` (B, K, C), in the precision of the vectors. Of n words that count, each has an n-th of the mean's
+        gradient; the others have 0.
 
     Raises:
         ShapeError: if the shapes do not fit.

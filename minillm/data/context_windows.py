@@ -54,7 +54,8 @@ def noise_words(counts: np.ndarray, uniforms: np.ndarray, power: float = 0.75) -
         power: above 0; 1 draws words as often as the text has them.
 
     Returns:
-        int64 ids of the shape of `uniforms`, in increasing order of the uniform numbers; an id of count 0 never comes.
+        int64 ids of the shape of `uniforms`: 0 falls on the first word that occurs, a number just below 1 on the last,
+        and one that is exactly on a border on the word behind it. An id of count 0 never comes.
 
     Raises:
         DataError: if no id occurs.

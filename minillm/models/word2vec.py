@@ -124,7 +124,7 @@ def negative_sampling(
 
     Returns:
         (B,) losses in nats, and the gradient of each with respect to `hidden` (B, C), `target` (B, C) and
-        `negatives` (B, K, C).
+        `negatives` (B, K, C); all in the precision of the vectors.
 
     Raises:
         ShapeError: if the shapes do not fit.
@@ -165,7 +165,8 @@ def cbow_gradients(
 
     Returns:
         (B,) losses in nats, and the gradient of each with respect to `contexts` (B, W, C), `target` (B, C) and
-        `negatives` (B, K, C). Of n words that count, each has an n-th of the mean's gradient; the others have 0.
+        `negatives` (B, K, C), in the precision of the vectors. Of n words that count, each has an n-th of the mean's
+        gradient; the others have 0.
 
     Raises:
         ShapeError: if the shapes do not fit.
