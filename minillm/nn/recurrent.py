@@ -43,9 +43,9 @@ class Recurrent(nn.Module):
         ConfigError: if a setting is unknown or out of range.
 
     Source:
-        initial forget bias: Gers et al. 2000, section 3.2; Jozefowicz, Zaremba and Sutskever 2015, "An empirical
-        exploration of recurrent network architectures", section 3.2. Dropout between layers only: Zaremba, Sutskever
-        and Vinyals 2014, arXiv:1409.2329.
+        initial forget bias: Gers, Schmidhuber and Cummins 2000, "Learning to forget"; Jozefowicz, Zaremba and Sutskever
+        2015, "An empirical exploration of recurrent network architectures". Dropout between layers only: Zaremba,
+        Sutskever and Vinyals 2014, arXiv:1409.2329.
 
     Example:
         >>> layers = Recurrent("lstm", 3, 4, n_layers=2, generator=torch.Generator().manual_seed(0))
