@@ -56,7 +56,7 @@ def window_mask(n_queries: int, n_keys: int, window: int, device: torch.device |
         ShapeError: if there are more queries than keys.
 
     Source:
-        Beltagy et al. 2020, arXiv:2004.05150, section 3.1 (sliding window); Jiang et al. 2023, arXiv:2310.06825, section 2.
+        Beltagy et al. 2020, arXiv:2004.05150, section 3.1; Jiang et al. 2023, arXiv:2310.06825, section 2.
 
     Example:
         >>> window_mask(3, 3, window=2).int().tolist()

@@ -10,7 +10,7 @@ rows of a tile (query heads that share keys stand below each other), K keys of a
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ from torch.autograd.function import once_differentiable
 from minillm.errors import ConfigError, ShapeError
 from minillm.nn.relative_position import alibi_bias, relative_distances
 
-N_ROWS, N_COLUMNS = 128, 512  # of a tile: 8 heads of it are 2 MiB in float32, which a core's cache holds
+N_ROWS, N_COLUMNS = 256, 512  # of a tile: half a MiB in float32, of which a core's cache holds two
+# Scores are counted in powers of two: exp of numbers too small for float32 takes a CPU fifteen times as long, exp2 not.
+LOG2_E = math.log2(math.e)
 
 
 def tiled_attention(
@@ -103,55 +105,67 @@ class Sight:
     mask: Tensor | None
     slopes: Tensor | None
 
+    def part(self, rows: slice, heads: slice) -> "Sight":
+        """The answers for some rows of the batch and some query heads."""
+        slopes = None if self.slopes is None else self.slopes[heads]
+        return replace(self, mask=part_of(self.mask, rows, heads), slopes=slopes)
+
     def row_blocks(self) -> Iterator[slice]:
         """The queries, block by block."""
         for start in range(0, self.n_queries, self.n_rows):
             yield slice(start, min(start + self.n_rows, self.n_queries))
 
-    def column_blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor | None]]:
-        """The blocks of keys of which some query of `rows` may see some key.
-
-        Yields:
-            The keys, and which pairs may see each other (broadcastable to (B, H, T, S) of the tile); None is all.
-        """
+    def column_blocks(self, rows: slice) -> Iterator[slice]:
+        """The blocks of keys of which some query of `rows` may see some key."""
         past = self.n_keys - self.n_queries
         end = min(self.n_keys, rows.stop + past) if self.causal else self.n_keys
         first = max(0, rows.start + past + 1 - self.window) if self.window else 0
-        diagonal = max(first, rows.start + past) if self.causal else end
-        inside = max(first, min(rows.stop + past - self.window, diagonal)) if self.window else first
-        for begin, stop in ((first, inside), (inside, diagonal), (diagonal, end)):  # edges apart: only they need a mask
-            for start in range(begin, stop, self.n_columns):
-                columns = slice(start, min(start + self.n_columns, stop))
-                visible = self.visible(rows, columns)
-                if self.mask is None or bool(visible.any()):
-                    yield columns, visible
+        for start in range(first, end, self.n_columns):
+            columns = slice(start, min(start + self.n_columns, end))
+            if self.mask is None or bool(cut(self.mask, rows, columns).any()):
+                yield columns
 
-    def visible(self, rows: slice, columns: slice) -> Tensor | None:
-        """Which queries of `rows` may see which keys of `columns`; None is all of them."""
-        past = self.n_keys - self.n_queries
-        visible = None if self.mask is None else cut(self.mask, rows, columns)
-        later = self.causal and columns.stop > rows.start + past + 1
-        farther = self.window and columns.start <= rows.stop - 1 + past - self.window
-        if not (later or farther):
-            return visible
-        distances = self.distances(rows, columns, None if visible is None else visible.device)
-        near = (distances <= 0) & (distances > -self.window) if self.window else distances <= 0
-        return near if visible is None else visible & near
+    def adjust(self, scores: Tensor, rows: slice, columns: slice, bias: Tensor | None) -> None:
+        """Add the biases to scores (B, H, T, S) of a tile and set hidden ones to minus infinity, in place.
 
-    def distances(self, rows: slice, columns: slice, device: torch.device | None) -> Tensor:
+        Scores are in units of ln 2 here, biases come in natural ones.
+        """
+        if bias is not None:
+            scores.add_(cut(bias, rows, columns), alpha=LOG2_E)
+        if self.slopes is not None:
+            distances = self.distances(rows, columns, scores.device)
+            scores.add_(alibi_bias(distances, self.slopes.to(scores.dtype)), alpha=LOG2_E)
+        if self.mask is not None:
+            scores.masked_fill_(~cut(self.mask, rows, columns), -math.inf)
+        if self.causal:
+            self.hide_edges(scores, rows, columns)
+
+    def hide_edges(self, scores: Tensor, rows: slice, columns: slice) -> None:
+        """Hide later keys and those before the window; only the ends of a tile can hold any."""
+        n_rows, first = rows.stop - rows.start, rows.start + self.n_keys - self.n_queries
+        n_sure = max(0, first + 1 - columns.start)                 # keys that are not later than the first query
+        if n_sure < scores.shape[-1]:
+            later = scores[..., n_sure:]                           # (B, H, T, E)
+            corner = torch.ones(later.shape[-2:], dtype=torch.bool, device=scores.device)  # (T, E)
+            later.masked_fill_(corner.triu(first + 1 - columns.start - n_sure), -math.inf)
+        n_far = first + n_rows - self.window - columns.start       # keys that are too far back for the last query
+        if self.window and n_far > 0:
+            farther = scores[..., :n_far]                          # (B, H, T, W)
+            corner = torch.ones(farther.shape[-2:], dtype=torch.bool, device=scores.device)  # (T, W)
+            farther.masked_fill_(corner.tril(first - self.window - columns.start), -math.inf)
+
+    def distances(self, rows: slice, columns: slice, device: torch.device) -> Tensor:
         """Key position minus query position, (T, S) of the tile."""
         past = self.n_keys - self.n_queries
         query_positions = torch.arange(rows.start + past, rows.stop + past, device=device)
         return relative_distances(query_positions, torch.arange(columns.start, columns.stop, device=device))
 
-    def adjust(self, scores: Tensor, rows: slice, columns: slice, visible: Tensor | None, bias: Tensor | None) -> None:
-        """Add the biases to scores (B, H, T, S) of a tile and set hidden ones to minus infinity, in place."""
-        if bias is not None:
-            scores += cut(bias, rows, columns)
-        if self.slopes is not None:
-            scores += alibi_bias(self.distances(rows, columns, scores.device), self.slopes.to(scores.dtype))
-        if visible is not None:
-            scores.masked_fill_(~visible.to(scores.device), -math.inf)
+
+def part_of(x: Tensor | None, rows: slice, heads: slice) -> Tensor | None:
+    """What of x (B or 1, H or 1, ...) belongs to some rows of the batch and some heads."""
+    if x is None:
+        return None
+    return x[slice(None) if x.shape[0] == 1 else rows, slice(None) if x.shape[1] == 1 else heads]
 
 
 def cut(x: Tensor, rows: slice, columns: slice) -> Tensor:
@@ -163,17 +177,18 @@ def cut(x: Tensor, rows: slice, columns: slice) -> Tensor:
 def running_softmax(
     scores: Tensor, value: Tensor, highest: Tensor, total: Tensor, mixed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of softmax(all scores) @ values, given only some of the keys at a time.
+    """One step of softmax(ln 2 * all scores) @ values, given only some of the keys at a time.
 
-    What earlier keys left is divided by exp(new maximum - old maximum), so that all exponentials have the same shift.
-    After the last step mixed / total is the result, and highest + log(total) the logarithm of the sum of exponentials.
+    What earlier keys left is divided by 2^(new maximum - old maximum), so that all powers have the same shift.
+    After the last step mixed / total is the result, and highest + log2(total) the logarithm of the sum of powers.
 
     Args:
-        scores: (N, R, K) of these keys, minus infinity where hidden; overwritten.
+        scores: (N, R, K) of these keys, divided by ln 2, minus infinity where hidden; overwritten.
         value: (N, K, D) of these keys.
-        highest: (N, R, 1) the largest score so far; minus infinity before the first step.
-        total: (N, R, 1) the sum of exp(score - highest) so far; zero before the first step.
-        mixed: (N, R, D) the sum of exp(score - highest) * value so far; zero before the first step.
+        highest: (N, R, 1) the largest score so far; the dtype's lowest finite number before the first step, from which
+            minus infinity can be told apart.
+        total: (N, R, 1) the sum of 2^(score - highest) so far; zero before the first step.
+        mixed: (N, R, D) the sum of 2^(score - highest) * value so far; zero before the first step; overwritten.
 
     Returns:
         highest, total and mixed with these keys included.
@@ -183,25 +198,28 @@ def running_softmax(
 
     Example:
         >>> none, two = torch.zeros(1, 1, 1), torch.tensor([[[4.0], [6.0]]])
-        >>> highest, total, mixed = running_softmax(torch.zeros(1, 1, 2), two, none - math.inf, none, none)
+        >>> highest, total, mixed = running_softmax(torch.zeros(1, 1, 2), two, none - 1e30, none, none.clone())
         >>> highest.item(), total.item(), mixed.item()
         (0.0, 2.0, 10.0)
     """
     new_highest = torch.maximum(highest, scores.amax(dim=-1, keepdim=True))  # (N, R, 1)
-    shift = new_highest.masked_fill(new_highest == -math.inf, 0.0)  # (N, R, 1)
-    weights = scores.sub_(shift).exp_()                            # (N, R, K)
-    kept = (highest - shift).exp_()                                # (N, R, 1)
-    total = total * kept + weights.sum(dim=-1, keepdim=True)       # (N, R, 1)
-    return new_highest, total, torch.baddbmm(mixed * kept, weights, value)
+    weights = scores.sub_(new_highest).exp2_()                     # (N, R, K)
+    kept = (highest - new_highest).exp2_()                         # (N, R, 1)
+    total = torch.addcmul(weights.sum(dim=-1, keepdim=True), total, kept)  # (N, R, 1)
+    return new_highest, total, mixed.mul_(kept).baddbmm_(weights, value)
 
 
 class TiledAttention(torch.autograd.Function):
-    """The pair of passes behind `tiled_attention`."""
+    """The pair of passes behind `tiled_attention`; heads go through them a few at a time, as many as fit the caches."""
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, sight: Sight) -> Tensor:
+        output = torch.empty_like(query)
+        log_sums = wide(query[..., :1]).new_empty(*query.shape[:3], 1)
         with torch.autocast(query.device.type, enabled=False):
-            output, log_sums = forward_tiles(query, key, value, bias, sight)
+            for row, heads, groups in head_parts(query, key):
+                inputs = query[row, heads], key[row, groups], value[row, groups], part_of(bias, row, heads)
+                output[row, heads], log_sums[row, heads] = forward_tiles(*inputs, sight.part(row, heads))
         ctx.save_for_backward(query, key, value, bias, output, log_sums)
         ctx.sight = sight
         return output
@@ -209,14 +227,39 @@ class TiledAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, bias, output, log_sums = ctx.saved_tensors
+        gradients = [torch.empty_like(x) for x in (query, key, value)]
+        bias_gradient = torch.zeros_like(wide(bias)) if ctx.needs_input_grad[3] else None
         with torch.autocast(gradient.device.type, enabled=False):
-            return *backward_tiles(*ctx.saved_tensors, gradient, ctx.sight, ctx.needs_input_grad[3]), None
+            for row, heads, groups in head_parts(query, key):
+                inputs = query[row, heads], key[row, groups], value[row, groups], part_of(bias, row, heads)
+                results = output[row, heads], log_sums[row, heads], gradient[row, heads]
+                place = part_of(bias_gradient, row, heads)
+                found = backward_tiles(*inputs, *results, ctx.sight.part(row, heads), place)
+                for whole, some, part in zip(gradients, (heads, groups, groups), found, strict=True):
+                    whole[row, some] = part
+        return *gradients, bias_gradient if bias_gradient is None else bias_gradient.to(bias.dtype), None
+
+
+def head_parts(query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice, slice]]:
+    """One row of the batch and some heads at a time: one for each thread, or those that share keys.
+
+    Yields:
+        The row, the query heads, and the key/value heads that these share.
+    """
+    n_groups = key.shape[1]
+    n_sharing = query.shape[1] // n_groups
+    n_at_once = max(1, torch.get_num_threads() // n_sharing)
+    for row in range(query.shape[0]):
+        for first in range(0, n_groups, n_at_once):
+            last = min(first + n_at_once, n_groups)
+            yield slice(row, row + 1), slice(first * n_sharing, last * n_sharing), slice(first, last)
 
 
 def forward_tiles(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, sight: Sight
 ) -> tuple[Tensor, Tensor]:
-    """The result and the logarithm of each query's sum of exponentials.
+    """The result and the logarithm, in base 2, of each query's sum of exponentials.
 
     Args:
         query: (B, H, T, D).
@@ -226,24 +269,24 @@ def forward_tiles(
         sight: who may see whom.
 
     Returns:
-        (B, H, T, D) in the dtype of query, and (N, H / G, T, 1) float32 or float64, 0 for queries that see nothing.
+        (B, H, T, D) and (B, H, T, 1), float32 or float64; both 0 for queries that see nothing.
     """
     queries, keys, values = grouped(query, key), flat(key), flat(value)
     output, log_sums = torch.empty_like(queries), queries.new_zeros(*queries.shape[:3], 1)
     room = room_for_a_tile(queries, sight)
     for rows in sight.row_blocks():
-        wanted = tile_of(queries, rows) / math.sqrt(query.shape[-1])  # (N, R, D)
-        highest = wanted.new_full((*wanted.shape[:2], 1), -math.inf)  # (N, R, 1)
+        wanted = tile_of(queries, rows) * (LOG2_E / math.sqrt(query.shape[-1]))  # (N, R, D)
+        highest = wanted.new_full((*wanted.shape[:2], 1), torch.finfo(wanted.dtype).min)  # (N, R, 1)
         total, mixed = torch.zeros_like(highest), torch.zeros_like(wanted)
-        for columns, visible in sight.column_blocks(rows):
+        for columns in sight.column_blocks(rows):
             scores = product(wanted, keys[:, columns].mT, room)    # (N, R, K)
-            sight.adjust(per_head(scores, query, rows), rows, columns, visible, bias)
+            sight.adjust(per_head(scores, query, rows), rows, columns, bias)
             highest, total, mixed = running_softmax(scores, values[:, columns], highest, total, mixed)
         nothing = total == 0.0                                     # (N, R, 1)
         total = total.masked_fill(nothing, 1.0)                    # (N, R, 1)
         put(output, rows, mixed / total)
-        put(log_sums, rows, highest.masked_fill(nothing, 0.0) + total.log())
-    return output.view(query.shape).to(query.dtype), log_sums
+        put(log_sums, rows, highest.masked_fill(nothing, 0.0) + total.log2())
+    return output.view(query.shape), log_sums.view(*query.shape[:3], 1)
 
 
 def backward_tiles(
@@ -255,9 +298,9 @@ def backward_tiles(
     log_sums: Tensor,
     gradient: Tensor,
     sight: Sight,
-    bias_wanted: bool,
-) -> tuple[Tensor | None, ...]:
-    """Gradients of query, key, value and bias.
+    bias_gradient: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, and that of the bias where it is wanted.
 
     With weights w, values v and upstream gradient g, a score's gradient is w * (g . v - g . output): the last product
     is the same for all keys of a query, and is computed once.
@@ -268,13 +311,13 @@ def backward_tiles(
         value: (B, G, S, D).
         bias: (B or 1, H or 1, T or 1, S or 1), or None.
         output: (B, H, T, D) from `forward_tiles`.
-        log_sums: (N, H / G, T, 1) from `forward_tiles`.
+        log_sums: (B, H, T, 1) from `forward_tiles`.
         gradient: (B, H, T, D).
         sight: who may see whom.
-        bias_wanted: whether the bias needs a gradient.
+        bias_gradient: like the bias; what is found is added to it. None if nobody wants it.
 
     Returns:
-        Four gradients in the shapes and dtypes of their tensors; None for a bias that needs none.
+        Three gradients in the shapes of their tensors.
 
     Source:
         Dao et al. 2022, arXiv:2205.14135, appendix B.2.
@@ -282,39 +325,43 @@ def backward_tiles(
     queries, keys, values = grouped(query, key), flat(key), flat(value)
     upstream = grouped(gradient, key)
     common = (upstream * grouped(output, key)).sum(dim=-1, keepdim=True)
+    log_sums = grouped(log_sums, key)
     query_gradient, key_gradient, value_gradient = (torch.zeros_like(x) for x in (queries, keys, values))
-    bias_gradient = bias.new_zeros(bias.shape, dtype=queries.dtype) if bias_wanted else None
     scale = 1.0 / math.sqrt(query.shape[-1])
     room, more_room = room_for_a_tile(queries, sight), room_for_a_tile(queries, sight)
     for rows in sight.row_blocks():
-        wanted, row_upstream = tile_of(queries, rows) * scale, tile_of(upstream, rows)  # both (N, R, D)
+        wanted, row_upstream = tile_of(queries, rows) * (LOG2_E * scale), tile_of(upstream, rows)  # both (N, R, D)
         row_common, row_log_sums = tile_of(common, rows), tile_of(log_sums, rows)  # both (N, R, 1)
         row_gradient = torch.zeros_like(wanted)                    # (N, R, D)
-        for columns, visible in sight.column_blocks(rows):
+        for columns in sight.column_blocks(rows):
             weights = product(wanted, keys[:, columns].mT, room)   # (N, R, K)
-            sight.adjust(per_head(weights, query, rows), rows, columns, visible, bias)
-            weights.sub_(row_log_sums).exp_()
+            sight.adjust(per_head(weights, query, rows), rows, columns, bias)
+            weights.sub_(row_log_sums).exp2_()
             value_gradient[:, columns] += weights.mT @ row_upstream
             weights *= product(row_upstream, values[:, columns].mT, more_room).sub_(row_common)
             row_gradient.baddbmm_(weights, keys[:, columns], alpha=scale)
             key_gradient[:, columns] += weights.mT @ wanted
-            if bias_wanted:
+            if bias_gradient is not None:
                 place = cut(bias_gradient, rows, columns)
                 place += per_head(weights, query, rows).sum_to_size(place.shape)
         put(query_gradient, rows, row_gradient)
-    gradients = [query_gradient.view(query.shape).to(query.dtype)]
-    gradients += [x.view(key.shape).to(key.dtype) for x in (key_gradient, value_gradient)]
-    return *gradients, bias_gradient if bias_gradient is None else bias_gradient.to(bias.dtype)
+    key_gradient /= LOG2_E
+    return query_gradient.view(query.shape), key_gradient.view(key.shape), value_gradient.view(key.shape)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in at least float32, in which sums of many 16-bit numbers stay right."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def flat(x: Tensor) -> Tensor:
     """Keys or values (B, G, S, D) as (N, S, D), in at least float32."""
-    return x.flatten(0, 1).to(torch.promote_types(x.dtype, torch.float32))
+    return wide(x.flatten(0, 1))
 
 
 def grouped(x: Tensor, key: Tensor) -> Tensor:
     """(B, H, T, D) as (N, H / G, T, D): query heads that share a key head are side by side; in at least float32."""
-    return x.unflatten(1, (key.shape[1], -1)).flatten(0, 1).to(torch.promote_types(x.dtype, torch.float32))
+    return wide(x.unflatten(1, (key.shape[1], -1)).flatten(0, 1))
 
 
 def room_for_a_tile(queries: Tensor, sight: Sight) -> Tensor:

@@ -34,6 +34,7 @@ from minillm.nn.position import rotary_angles, rotate, scaled_frequencies, sinus
 from minillm.nn.relative_position import RelativeBias, alibi_bias, alibi_slopes, relative_distances
 from minillm.nn.source_attention import SourceAttention
 from minillm.nn.sparse_patterns import block_mask, random_layout, strided_mask, summary_mask
+from minillm.nn.tiled_attention import tiled_attention
 
 ROOT = Path(minillm.__file__).parent
 DECODER = {
@@ -90,6 +91,7 @@ def exercise_positions():
         scaled_frequencies(8, 100.0, scaling, 1.0, trained_len=16)
     rotate(torch.ones(5, 4), torch.ones(5, 2), torch.ones(5, 2), "interleaved")
     RelativeBias(3)(positions[:2], positions)
+    tiled_attention(*torch.ones(3, 1, 2, 5, 4), window=3)
     alibi_bias(relative_distances(positions[:2], positions), alibi_slopes(3))
     strided_mask(2, 5, 2), summary_mask(2, 5, 3, 1), block_mask(random_layout(3, 1, 1, 1)[:1], 2, 2, 5)
 

@@ -191,13 +191,15 @@ def test_a_step_of_the_running_softmax_at_a_time():
     scores, value = rand(3, 5, 11) * 20, rand(3, 11, 4, seed=1)
     scores[1, 2] = -math.inf
     scores[:, :, 4:7] = -math.inf                                  # one whole step with nothing to see
-    state = (torch.full((3, 5, 1), -math.inf).double(), *(torch.zeros(3, 5, n).double() for n in (1, 4)))
+    highest = torch.full((3, 5, 1), torch.finfo(torch.float64).min, dtype=torch.float64)
+    state = (highest, torch.zeros_like(highest), torch.zeros(3, 5, 4, dtype=torch.float64))
     for keys in (slice(0, 4), slice(4, 7), slice(7, 8), slice(8, 11)):
         state = running_softmax(scores[:, :, keys].clone(), value[:, keys], *state)
     highest, total, mixed = state
-    seen = scores.amax(-1, keepdim=True) > -math.inf
-    torch.testing.assert_close((highest + total.log())[seen], scores.logsumexp(-1, keepdim=True)[seen], **EXACT)
-    torch.testing.assert_close(mixed / total.where(seen, 1.0), scores.softmax(-1).nan_to_num() @ value, **EXACT)
+    seen, natural = scores.amax(-1, keepdim=True) > -math.inf, scores * math.log(2.0)
+    log_sums = (highest + total.log2()) * math.log(2.0)
+    torch.testing.assert_close(log_sums[seen], natural.logsumexp(-1, keepdim=True)[seen], **EXACT)
+    torch.testing.assert_close(mixed / total.where(seen, 1.0), natural.softmax(-1).nan_to_num() @ value, **EXACT)
 
 
 def test_a_learned_relative_bias_learns_through_the_tiles():
