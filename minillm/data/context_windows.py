@@ -104,7 +104,7 @@ def context_windows(
     """
     if len(ids) == 0 or len(ids) != len(reaches):
         raise DataError(f"there are {len(ids)} ids and {len(reaches)} reaches; expected as many, and at least one")
-    widest = int(reaches.max())
+    widest = reaches.max()
     steps = np.concatenate([np.arange(-widest, 0), np.arange(1, widest + 1)])
     places = np.arange(len(ids))[:, None] + steps                       # (N, 2*W)
     allowed = (places >= 0) & (places < len(ids)) & (np.abs(steps) <= reaches[:, None])
