@@ -81,10 +81,12 @@ def our_step(config: GPTConfig, next_batch: Callable[[], tuple[Tensor, Tensor]],
     return step
 
 
-def peer_step(config: GPTConfig, next_batch: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[], float]:
-    """The same step with `transformers`' GPT-2 in fp32."""
+def peer_step(
+    config: GPTConfig, next_batch: Callable[[], tuple[Tensor, Tensor]], make_peer: Callable = gpt2_peer
+) -> Callable[[], float]:
+    """The same step with `transformers`' GPT-2 (or another of `peers`) in fp32."""
     torch.manual_seed(0)
-    model = gpt2_peer(config, use_cache=False, eos_token_id=0).train()
+    model = make_peer(config, use_cache=False, eos_token_id=0).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     parameters = list(model.parameters())
 

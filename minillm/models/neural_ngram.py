@@ -38,8 +38,10 @@ class NeuralNGramConfig:
         d_embedding: width C of an id's vector.
         d_hidden: hidden units F.
         direct: whether scores also depend on the vectors directly, past the hidden layer.
-        scale: size of the initial weights. 1 gives every unit an input of variance 1, where tanh is neither flat nor
-            a straight line.
+        embedding_std: standard deviation of the vectors at the start. With 1, every hidden unit gets an input of
+            variance 1, where tanh is neither flat nor a straight line; much smaller ones show afterwards what was
+            learned, and not where chance had put them.
+        scale: factor on all initial weights.
 
     Raises:
         ConfigError: naming the first setting that is out of range.
@@ -51,6 +53,7 @@ class NeuralNGramConfig:
     d_embedding: int = 32
     d_hidden: int = 128
     direct: bool = False
+    embedding_std: float = 1.0
     scale: float = 1.0
 
     def __post_init__(self):
@@ -61,8 +64,9 @@ class NeuralNGramConfig:
             raise ConfigError(
                 f"end_of_text_id is {self.end_of_text_id}, expected one of the ids 0 to {self.vocab_size - 1}"
             )
-        if not 0 < self.scale < math.inf:
-            raise ConfigError(f"scale is {self.scale}, expected a positive number")
+        for name in ("embedding_std", "scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected a positive number")
 
     @property
     def n_context(self) -> int:
@@ -86,7 +90,7 @@ class NeuralNGram(nn.Module):
     def __init__(self, config: NeuralNGramConfig, generator: torch.Generator | None = None):
         super().__init__()
         self.config, scale = config, config.scale
-        self.embedding = Embedding(config.vocab_size, config.d_embedding, scale, generator)
+        self.embedding = Embedding(config.vocab_size, config.d_embedding, scale * config.embedding_std, generator)
         self.hidden = Linear(config.d_input, config.d_hidden, True, scale * config.d_input**-0.5, generator)
         self.output = Linear(config.d_hidden, config.vocab_size, True, scale * config.d_hidden**-0.5, generator)
         self.direct = Linear(config.d_input, config.vocab_size, False, 0.0) if config.direct else None

@@ -36,11 +36,15 @@ def initial_weights(
         "output.bias" (V,), and with `config.direct` "direct.weight" (V, T * C).
     """
     vocab_size, d_input, d_hidden = config.vocab_size, config.d_input, config.d_hidden
+
+    def normal(std: float, *shape: int) -> np.ndarray:
+        return config.scale * std * generator.standard_normal(shape)
+
     weights = {
-        "embedding.weight": config.scale * generator.standard_normal((vocab_size, config.d_embedding)),
-        "hidden.weight": config.scale * d_input**-0.5 * generator.standard_normal((d_hidden, d_input)),
+        "embedding.weight": normal(config.embedding_std, vocab_size, config.d_embedding),
+        "hidden.weight": normal(d_input**-0.5, d_hidden, d_input),
         "hidden.bias": np.zeros(d_hidden),
-        "output.weight": config.scale * d_hidden**-0.5 * generator.standard_normal((vocab_size, d_hidden)),
+        "output.weight": normal(d_hidden**-0.5, vocab_size, d_hidden),
         "output.bias": np.zeros(vocab_size),
     }
     if config.direct:

@@ -74,12 +74,12 @@ def test_gradients_agree_with_finite_differences(rng, direct):
 
 @pytest.mark.parametrize("direct", [False, True])
 def test_initial_weights_have_the_modules_names_shapes_and_sizes(direct):
-    config = make_config(direct=direct, vocab_size=200, d_embedding=20, d_hidden=90)
+    config = make_config(direct=direct, vocab_size=200, d_embedding=20, d_hidden=90, embedding_std=0.3, scale=2.0)
     module = NeuralNGram(config, torch.Generator().manual_seed(0)).state_dict()
     weights = initial_weights(config, np.random.default_rng(0), np.float32)
     module_shapes = {name: tuple(values.shape) for name, values in module.items()}
     assert module_shapes == {name: values.shape for name, values in weights.items()}
-    expected = {"embedding.weight": 1, "hidden.weight": 60**-0.5, "output.weight": 90**-0.5}
+    expected = {"embedding.weight": 0.6, "hidden.weight": 2 * 60**-0.5, "output.weight": 2 * 90**-0.5}
     for name, values in weights.items():
         assert values.dtype == np.float32
         assert values.std() == pytest.approx(expected.get(name, 0), rel=0.04)
@@ -162,7 +162,7 @@ def test_contexts_of_another_length():
 @pytest.mark.parametrize(
     "wrong",
     [{"order": 1}, {"d_embedding": 0}, {"d_hidden": 0}, {"end_of_text_id": V}, {"end_of_text_id": -1}, {"scale": 0.0},
-     {"scale": math.inf}, {"vocab_size": 0}],
+     {"scale": math.inf}, {"embedding_std": 0.0}, {"vocab_size": 0}],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
