@@ -120,19 +120,20 @@ class NormalForm:
 
     def _best_derivations(self, lexical: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As `inside`, but the best derivation in place of the sum: its probability, its first rule, where to cut."""
-        n_words, n_symbols = lexical.shape
-        chart = np.zeros((n_words, n_words + 1, n_symbols))                         # (T, T + 1, M)
-        rules, middles = np.zeros(chart.shape, np.int64), np.zeros(chart.shape, np.int64)
-        for start in range(n_words - 1, -1, -1):
-            chart[start, start + 1] = lexical[start]
-            for stop in range(start + 2, n_words + 1):
-                left, right = chart[start, start + 1 : stop], chart[start + 1 : stop, stop]
-                ways = self.probabilities * left[:, self.lefts] * right[:, self.rights]   # (L, R)
+        n_words = len(lexical)
+        best = np.zeros((n_words, n_words + 1, lexical.shape[1]))                   # (T, T + 1, M)
+        rules, middles = np.zeros(best.shape, np.int64), np.zeros(best.shape, np.int64)
+        best[np.arange(n_words), np.arange(n_words) + 1] = lexical
+        for width in range(2, n_words + 1):
+            for first in range(n_words - width + 1):
+                cuts, last = np.arange(first + 1, first + width), first + width
+                left, right = best[first, cuts], best[cuts, last]                   # (L, M), (L, M)
+                ways = self.probabilities * left[:, self.lefts] * right[:, self.rights]  # (L, R)
                 order = np.argsort(ways.max(axis=0), kind="stable")                 # (R,)
-                place = start, stop, self.parents[order]  # a symbol's best rule comes last and stays
-                chart[place], rules[place] = ways.max(axis=0)[order], order
-                middles[place] = start + 1 + ways.argmax(axis=0)[order]
-        return chart, rules, middles
+                place = first, last, self.parents[order]  # a symbol's best rule comes last and stays
+                best[place], rules[place] = ways.max(axis=0)[order], order
+                middles[place] = first + 1 + ways.argmax(axis=0)[order]
+        return best, rules, middles
 
 
 def inside(
