@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from minillm import __version__
 from minillm.errors import CheckpointError
-from minillm.export import bert, bloom, gpt2, llama, mixtral, t5
+from minillm.export import bert, bloom, falcon, gpt2, llama, mixtral, t5
 from minillm.export.family import Family
 from minillm.export.folder import (
     CONFIG,
@@ -24,7 +24,7 @@ from minillm.export.tokenizer import token_ids_of, write_tokenizer
 from minillm.export.weights import check_tensors, expected_shapes, to_ours, to_theirs
 from minillm.tokenizers.tokenizer import Tokenizer
 
-DECODERS = (gpt2.FAMILY, bloom.FAMILY, llama.FAMILY, llama.MISTRAL, mixtral.FAMILY)
+DECODERS = (gpt2.FAMILY, bloom.FAMILY, llama.FAMILY, llama.MISTRAL, mixtral.FAMILY, falcon.FAMILY)
 FAMILIES = {family.name: family for family in (*DECODERS, *bert.FAMILIES, t5.FAMILY)}
 DTYPE_NAMES = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 

@@ -55,6 +55,8 @@ class GPTConfig:
         n_active_experts: how many of them K each token visits.
         capacity_factor: while training, an expert takes this times its even share of tokens; 0 has no limit.
         bias: whether linear maps and layer norms have biases.
+        norm_bias: whether layer norms have them although linear maps have none.
+        parallel_block: whether the two parts of a block read the same normalised vectors, side by side, as in Falcon.
         qk_norm: whether queries and keys are normalised.
         max_score: with qk_norm, the largest score a query can give a key: the smaller, the softer attention must stay.
             0 keeps what normalising leaves, sqrt(D), which is too soft to pick one of many positions in narrow heads.
@@ -94,6 +96,8 @@ class GPTConfig:
     n_active_experts: int = 0
     capacity_factor: float = 0.0
     bias: bool = False
+    norm_bias: bool = False
+    parallel_block: bool = False
     qk_norm: bool = False
     max_score: float = 0.0
     token_shift: bool = False
@@ -274,6 +278,42 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
+class ParallelBlock(Block):
+    """A layer whose two parts do not wait for each other: n = norm(x), then x + attention(n) + feed_forward(n).
+
+    One norm is left of two, and the matrix products of both parts may run at the same time.
+
+    Args:
+        config: the decoder's settings.
+        generator: where the initial weights come from; None is torch's own default generator.
+
+    Source:
+        Almazrouei et al. 2023, arXiv:2311.16867 (Falcon); before it Chowdhery et al. 2022, arXiv:2204.02311, section 2.
+    """
+
+    def __init__(self, config: GPTConfig, generator: torch.Generator | None = None):
+        super().__init__(config, generator)
+        self.feed_forward_norm = None
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """Add to each vector what both parts make of the same normalised copy; arguments as in `Block.forward`.
+
+        Returns:
+            (B, T, C).
+        """
+        normed = self.attention_norm(x)                            # (B, T, C)
+        attended = self.attention(normed, mask, causal, rotation, cache, layer)  # (B, T, C)
+        return x + self.drop(attended) + self.drop(self.feed_forward(normed))
+
+
 FIRST_SHARE = 0.3  # of the previous token's vector, before anything is learned
 
 
@@ -312,7 +352,7 @@ def make_norm(config: GPTConfig) -> nn.Module:
     shared = {"weight": config.norm_weight, "epsilon": config.norm_epsilon, "kernels": config.kernels}
     if config.norm == "rms":
         return RMSNorm(config.d_model, **shared)
-    return LayerNorm(config.d_model, bias=config.bias, **shared)
+    return LayerNorm(config.d_model, bias=config.bias or config.norm_bias, **shared)
 
 
 def position_tables(config: GPTConfig) -> dict[str, Tensor]:
@@ -362,7 +402,8 @@ class GPT(nn.Module):
         share = torch.full((config.d_model,), FIRST_SHARE) if config.token_shift else None
         self.share_of_previous = None if share is None else nn.Parameter(share)
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
-        self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.n_layers))
+        block = ParallelBlock if config.parallel_block else Block
+        self.blocks = nn.ModuleList(block(config, generator) for _ in range(config.n_layers))
         self.final_norm = make_norm(config)
         head_std = 0.0 if config.zero_outputs else 0.02
         tied = config.tie_embeddings

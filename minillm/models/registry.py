@@ -13,6 +13,13 @@ FAMILIES = {
     "llama": LLAMA,
     "mistral": LLAMA | {"n_kv_heads": 2, "window": 4096},
     "mixtral": LLAMA | {"n_experts": 8, "n_active_experts": 2},
+    "falcon": {
+        "norm_bias": True,
+        "position": "rotary",
+        "feed_forward": "gelu_exact",
+        "n_kv_heads": 1,
+        "parallel_block": True,
+    },
     "modern": {
         "norm": "rms",
         "norm_weight": False,
@@ -56,9 +63,11 @@ def model_config(family: str, size: str, vocab_size: int, max_seq_len: int, **ov
         family: "gpt2" (learned positions, LayerNorm, GELU, biases, tied embedding), "bloom" (the same with ALiBi and a
             norm after the embedding), "llama" (rotary positions, RMSNorm, SwiGLU, no biases, untied head), "mistral"
             (llama with two key/value heads and a window of 4,096 tokens), "mixtral" (llama with 8 experts in each
-            block, of which a token visits 2, each half as wide as llama's one layer) or "modern" (rotary positions,
-            RMSNorm without weights, query/key norm with scores up to 12, token shift, ReLU^2, outputs zero at first,
-            untied head, logits capped at 15, token vectors of size 0.25 at first).
+            block, of which a token visits 2, each half as wide as llama's one layer), "falcon" (rotary positions, one
+            LayerNorm for attention and feed-forward layer side by side, one key/value head, exact GELU, no biases but
+            the norms', tied embedding) or "modern" (rotary positions, RMSNorm without weights, query/key norm with
+            scores up to 12, token shift, ReLU^2, outputs zero at first, untied head, logits capped at 15, token vectors
+            of size 0.25 at first).
         size: one of `sizes()`.
         vocab_size: number of token ids V.
         max_seq_len: context in tokens.
@@ -99,7 +108,26 @@ def parameters(config: GPTConfig) -> int:
         >>> parameters(model_config("gpt2", "base", vocab_size=50257, max_seq_len=1024))
         124439808
     """
-    return sum(parameters_by_part(config).values()) + mixture_parameters(config)
+    return sum(parameters_by_part(config).values()) + mixture_parameters(config) + other_norms(config)
+
+
+def other_norms(config: GPTConfig) -> int:
+    """What `norm_bias` adds to the norms that `parameters_by_part` counts, and `parallel_block` takes away.
+
+    Args:
+        config: the shape.
+
+    Returns:
+        The difference, which may be negative; 0 where both settings are off.
+
+    Example:
+        >>> falcon = model_config("falcon", "nano", vocab_size=100, max_seq_len=32)
+        >>> parameters_by_part(falcon)["norms"], other_norms(falcon)  # 5 norms of 64 scales; 3 with as many shifts
+        (320, 64)
+    """
+    n_norms = (1 if config.parallel_block else 2) * config.n_layers + 1 + config.embedding_norm
+    shifts = config.norm == "layer" and (config.bias or config.norm_bias)
+    return n_norms * config.d_model * (config.norm_weight + shifts) - parameters_by_part(config)["norms"]
 
 
 def mixture_parameters(config: GPTConfig) -> int:

@@ -10,7 +10,7 @@ from minillm.errors import ConfigError
 
 DEFAULT_OUT = Path("runs")
 # Families and sizes as in the registry, which imports torch.
-FAMILY_NAMES = ("gpt2", "bloom", "llama", "mistral", "mixtral", "modern")
+FAMILY_NAMES = ("gpt2", "bloom", "llama", "mistral", "mixtral", "falcon", "modern")
 SIZE_NAMES = ("nano", "mini", "tiny", "small", "medium", "base", "large")
 PRESETS: dict[str, dict[str, object]] = {
     "": {},

@@ -1,5 +1,6 @@
 """Checkpoints in the Hugging Face layout without that library: there and back, refusals, nothing half-written."""
 
+import dataclasses
 import json
 
 import pytest
@@ -29,6 +30,7 @@ SETTINGS = {
     ],
     "mistral": [{"window": 3}],
     "mixtral": [{"n_experts": 3}],
+    "falcon": [{}, {"n_kv_heads": 2, "bias": True, "tie_embeddings": False, "d_ff": 24}],
 }
 CASES = [(family, settings) for family, choices in SETTINGS.items() for settings in choices]
 
@@ -154,6 +156,10 @@ def test_a_tied_head_may_be_in_the_file_but_not_be_another(saved):
         ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise = 0.1"),
         ("llama", {"mlp_bias": True}, "mlp_bias = True"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ("falcon", {"alibi": True}, "alibi = True"),
+        ("falcon", {"new_decoder_architecture": True}, "new_decoder_architecture = True"),
+        ("falcon", {"parallel_attn": False}, "parallel_attn = False"),
+        ("falcon", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "scaled angles .*'linear'"),
     ],
 )
 def test_settings_that_we_do_not_have_are_named(family, keys, message, tmp_path):
@@ -270,3 +276,17 @@ def test_a_folder_without_tokenizer_says_so(saved):
 def test_one_active_expert_has_no_counterpart_there(tmp_path):
     with pytest.raises(CheckpointError, match="nearest is mixtral, but n_active_experts is 1"):
         save_hugging_face(small("mixtral", n_active_experts=1), tmp_path / "saved")
+
+
+def test_groups_of_heads_are_not_the_form_of_falcon_7b(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nearest is falcon, but n_kv_heads is 2 \(needs 1 or 4\)"):
+        save_hugging_face(small("falcon", n_heads=4, n_kv_heads=2), tmp_path / "saved")
+
+
+def test_old_config_files_of_falcon_leave_out_what_their_class_takes(tmp_path):
+    saved = save_hugging_face(small("falcon"), tmp_path / "saved")
+    left_out = ("max_position_embeddings", "ffn_hidden_size", "activation", "rope_parameters", "tie_word_embeddings")
+    path = saved / "config.json"
+    kept = {key: value for key, value in json.loads(path.read_text()).items() if key not in left_out}
+    path.write_text(json.dumps(kept))
+    assert load_hugging_face(saved).config == dataclasses.replace(small("falcon").config, max_seq_len=2048)

@@ -26,10 +26,15 @@ SHAPES = {
         {"rotary_scaling": "llama3", "rotary_factor": 4.0, "rotary_trained_len": 12},
     ],
     "mistral": [{"window": 5, "n_kv_heads": 2}, {"window": 3, "kernels": "naive"}],
+    "falcon": [
+        {},
+        {"n_kv_heads": 4, "bias": True, "tie_embeddings": False, "norm_epsilon": 1e-4, "rotary_base": 500.0},
+        {"d_ff": 40, "bias": True, "kernels": "naive"},
+    ],
     "mixtral": [{"n_kv_heads": 2}, {"n_experts": 5, "n_active_experts": 3, "window": 4, "kernels": "naive"}],
 }
 # Theirs computes RMSNorm's scale and rotary angles, ALiBi's slopes and Mixtral's router in float32.
-EXACT = {"gpt2": 1e-10, "bloom": 1e-6, "llama": 1e-6, "mistral": 1e-6, "mixtral": 3e-6}
+EXACT = {"gpt2": 1e-10, "bloom": 1e-6, "llama": 1e-6, "mistral": 1e-6, "falcon": 1e-6, "mixtral": 3e-6}
 CASES = [(family, seed, shape) for family, shapes in SHAPES.items() for seed, shape in enumerate(shapes)]
 
 
@@ -110,9 +115,11 @@ def their_models(transformers):
         **shape, num_key_value_heads=2, intermediate_size=20, max_position_embeddings=17, num_local_experts=3, **ends
     )
     yield transformers.BloomConfig(hidden_size=24, n_layer=3, n_head=6, vocab_size=29, **ends)
+    yield transformers.FalconConfig(**shape, max_position_embeddings=17, **ends)
+    yield transformers.FalconConfig(**shape, multi_query=False, bias=True, tie_word_embeddings=False, **ends)
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(8))
 @pytest.mark.parametrize("size", ["1GB", "4KB"])
 def test_their_checkpoints_open_here(number, size, tmp_path):
     transformers = pytest.importorskip("transformers")

@@ -24,6 +24,8 @@ VARIANTS = {
     "nowhere": ("gpt2", {"position": "none"}),
     "llama-window": ("llama", {"window": 3, "n_kv_heads": 2, "rotary_layout": "interleaved"}),
     "llama-scaled": ("llama", {"rotary_scaling": "llama3", "rotary_factor": 2.0, "rotary_base": 3.0}),
+    "falcon": ("falcon", {}),
+    "falcon-rms": ("falcon", {"norm": "rms", "n_kv_heads": 2, "n_experts": 3, "n_active_experts": 2}),
     "rotary-layer": ("gpt2", {"position": "rotary", "qk_norm": True, "logit_cap": 3.0}),
 }
 SMALL = {"n_layers": 2, "n_heads": 4, "d_model": 16, "zero_outputs": False}
@@ -375,3 +377,32 @@ def test_a_mixture_generates_with_its_cache_what_it_computes_at_once(kernels):
 def test_experts_out_of_range_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         model_config("mixtral", "nano", 13, 12, **settings)
+
+
+def test_both_parts_of_a_parallel_block_read_the_same_normalised_vectors():
+    block = make("falcon").blocks[0]
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    angles = torch.rand(5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rotation = angles.cos(), angles.sin()
+    normed = torch.nn.functional.layer_norm(x, (16,), block.attention_norm.weight, block.attention_norm.bias)
+    expected = x + block.attention(normed, causal=True, rotation=rotation) + block.feed_forward(normed)
+    torch.testing.assert_close(block(x, causal=True, rotation=rotation), expected, **EXACT)
+    assert block.feed_forward_norm is None
+
+
+def test_norms_of_falcon_have_biases_and_its_maps_none():
+    names = {name.rpartition(".")[2] for name, _ in make("falcon").named_parameters() if "norm" in name}
+    others = {name for name, _ in make("falcon").named_parameters() if "norm" not in name}
+    assert names == {"weight", "bias"} and not any(name.endswith("bias") for name in others)
+
+
+def test_a_parallel_block_drops_what_its_parts_add():
+    block = make("falcon", dropout=0.25).blocks[0]
+    x = torch.ones(8, 9, 16, dtype=torch.float64) * torch.arange(16)
+    parts = [block.attention(block.attention_norm(x)), block.feed_forward(block.attention_norm(x))]
+    torch.testing.assert_close(block.eval()(x), x + sum(parts), **EXACT)
+    torch.manual_seed(0)
+    added = block.train()(x) - x
+    kept = [(1 / 0.75) * (left * parts[0] + right * parts[1]) for left in (0, 1) for right in (0, 1)]
+    nearest = torch.stack([(added - one).abs() for one in kept]).amin(dim=0)
+    assert nearest.max() < 1e-9 and (added == 0).any()

@@ -36,6 +36,9 @@ VARIANTS = [
     {"position": "alibi"},
     {"position": "sinusoidal"},
     {"position": "none"},
+    {"parallel_block": True},
+    {"norm_bias": True, "bias": False},
+    {"norm_bias": True, "parallel_block": True, "embedding_norm": True},
     {"n_experts": 3, "n_active_experts": 2, "capacity_factor": 1.0},
 ]
 DENSE = {"n_experts": 0, "n_active_experts": 0, "capacity_factor": 0.0}
@@ -84,6 +87,13 @@ def test_known_models_have_the_counts_of_their_papers():
     mistral = model_config("mistral", "large", 32000, 8192, **shape)
     assert parameters(mistral) == 7_241_732_096
     assert parameters(model_config("bloom", "large", 250880, 2048)) == 559_214_592
+
+
+def test_falcon_7b_has_the_numbers_of_its_published_tensors():
+    """The shape is what their `FalconConfig` takes unless told otherwise; the published file holds 6.92 billion."""
+    falcon = model_config("falcon", "large", 65024, 2048, n_layers=32, n_heads=71, d_model=4544, d_ff=4 * 4544)
+    block = 4544 * (4544 + 2 * 64) + 4544 * 4544 + 8 * 4544 * 4544 + 2 * 4544
+    assert parameters(falcon) == 65024 * 4544 + 32 * block + 2 * 4544 == 6_921_720_704
 
 
 def test_mixtral_has_the_counts_of_its_paper():
