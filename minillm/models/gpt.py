@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from minillm.errors import ConfigError, ShapeError
 from minillm.nn.attention import SelfAttention, causal_mask, check_mask_and_bias
-from minillm.nn.cache import KVCache
+from minillm.nn.cache import KVCache, RingCache
 from minillm.nn.embedding import Embedding
 from minillm.nn.feedforward import FEED_FORWARDS, GATED, FeedForward
 from minillm.nn.functional import KERNELS, cap_logits
@@ -564,7 +564,7 @@ class GPT(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def make_cache(self, batch_size: int, max_seq_len: int = 0) -> KVCache:
-        """An empty cache that fits this model's layers, dtype and device.
+        """An empty cache that fits this model's layers, dtype and device; with a window it keeps no more than that.
 
         Args:
             batch_size: number of rows B.
@@ -573,6 +573,8 @@ class GPT(nn.Module):
         config, weight = self.config, self.token_embedding.weight
         room = max_seq_len or config.max_seq_len
         sizes = (config.n_layers, batch_size, config.n_kv_heads, room, config.d_head)
+        if config.window:
+            return RingCache(*sizes, window=config.window, dtype=weight.dtype, device=weight.device)
         return KVCache(*sizes, dtype=weight.dtype, device=weight.device)
 
 

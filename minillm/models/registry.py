@@ -352,3 +352,29 @@ def memory_bytes(config: GPTConfig, batch_size: int, seq_len: int = 0, bytes_per
     per_token = config.n_layers * per_layer + 2 * config.d_model + 2 * config.vocab_size
     activations = batch_size * n_positions * per_token * bytes_per_activation
     return MemoryEstimate(4 * n_parameters, 4 * n_parameters, 8 * n_parameters, activations)
+
+
+def cache_bytes(config: GPTConfig, batch_size: int, seq_len: int = 0, bytes_per_number: int = 2) -> int:
+    """What the keys and values take that decoding keeps: two numbers per layer, key/value head, channel and position.
+
+    Args:
+        config: the shape; with a window no more positions are kept than it holds.
+        batch_size: texts at a time B.
+        seq_len: tokens of each text so far S; 0 means max_seq_len.
+        bytes_per_number: 2 for bf16, 4 for fp32.
+
+    Returns:
+        Bytes; the same as the `n_bytes` of the model's cache for such texts.
+
+    Source:
+        Shazeer 2019, arXiv:1911.02150 (one head of keys and values for all query heads).
+
+    Example:
+        >>> llama = model_config("llama", "tiny", 32000, 4096, n_layers=32, n_heads=32, d_model=4096)
+        >>> cache_bytes(llama, batch_size=1, seq_len=1), cache_bytes(llama, batch_size=8) // 2**30
+        (524288, 16)
+    """
+    n_positions = seq_len or config.max_seq_len
+    n_kept = min(n_positions, config.window) if config.window else n_positions
+    n_numbers = 2 * config.n_layers * config.n_kv_heads * config.d_head
+    return batch_size * n_kept * n_numbers * bytes_per_number

@@ -345,7 +345,10 @@ class SelfAttention(nn.Module):
         """
         query, key, value = self.queries_keys_values(x, rotation)
         if cache is not None:
+            cache.check_window(self.window)
             key, value = cache.update(layer, key, value)
+            if self.window:                                        # the cache may have dropped what is out of sight
+                key, value, mask, bias = last_keys(key.shape[2], key, value, mask, bias)
         mixed = mix_heads(query, key, value, mask, causal, self.kernels, bias, self.window, self.slopes)  # (B, H, T, D)
         return self.output(merge_heads(mixed))
 

@@ -262,31 +262,60 @@ def forward_tiles(
     """The result and the logarithm, in base 2, of each query's sum of exponentials.
 
     Args:
-        query: (B, H, T, D).
-        key: (B, G, S, D).
-        value: (B, G, S, D).
-        bias: (B or 1, H or 1, T or 1, S or 1), or None.
+        query: (1, H, T, D), one row of the batch.
+        key: (1, G, S, D).
+        value: (1, G, S, D).
+        bias: (1, H or 1, T or 1, S or 1), or None.
         sight: who may see whom.
 
     Returns:
-        (B, H, T, D) and (B, H, T, 1), float32 or float64; both 0 for queries that see nothing.
+        (1, H, T, D) and (1, H, T, 1), float32 or float64; both 0 for queries that see nothing.
     """
     queries, keys, values = grouped(query, key), flat(key), flat(value)
     output, log_sums = torch.empty_like(queries), queries.new_zeros(*queries.shape[:3], 1)
     room = room_for_a_tile(queries, sight)
     for rows in sight.row_blocks():
         wanted = tile_of(queries, rows) * (LOG2_E / math.sqrt(query.shape[-1]))  # (N, R, D)
-        highest = wanted.new_full((*wanted.shape[:2], 1), torch.finfo(wanted.dtype).min)  # (N, R, 1)
-        total, mixed = torch.zeros_like(highest), torch.zeros_like(wanted)
-        for columns in sight.column_blocks(rows):
-            scores = product(wanted, keys[:, columns].mT, room)    # (N, R, K)
-            sight.adjust(per_head(scores, query, rows), rows, columns, bias)
-            highest, total, mixed = running_softmax(scores, values[:, columns], highest, total, mixed)
-        nothing = total == 0.0                                     # (N, R, 1)
-        total = total.masked_fill(nothing, 1.0)                    # (N, R, 1)
-        put(output, rows, mixed / total)
-        put(log_sums, rows, highest.masked_fill(nothing, 0.0) + total.log2())
+        row_output, row_log_sums = mix_rows(wanted, keys, values, bias, sight, rows, room)
+        put(output, rows, row_output)
+        put(log_sums, rows, row_log_sums)
     return output.view(query.shape), log_sums.view(*query.shape[:3], 1)
+
+
+def mix_rows(
+    wanted: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, sight: Sight, rows: slice, room: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A block of queries walks over the keys that it may see, tile by tile, with a `running_softmax`.
+
+    The walk begins with the lowest finite number as the highest score (`torch.finfo`), and with two zeros.
+
+    Args:
+        wanted: (N, R, D) the queries of these rows times log2(e) / sqrt(D): products with keys are scores over ln 2.
+        keys: (N, S, D), all of them.
+        values: (N, S, D).
+        bias: for `sight.adjust`, or None.
+        sight: `sight.column_blocks(rows)` says which slices of the keys to visit, and `sight.adjust(scores, rows,
+            columns, bias)` adds biases to scores and hides some, in place; it wants them `per_head`.
+        rows: which queries these are.
+        room: for the `product` of a tile.
+
+    Returns:
+        (N, R, D) the mixed values and (N, R, 1) the logarithm, in base 2, of each query's sum of powers; both 0 for
+        queries that see nothing.
+
+    Source:
+        Dao et al. 2022, arXiv:2205.14135, algorithm 1, with the loop over queries outside; Dao 2023, arXiv:2307.08691,
+        section 3.1.
+    """
+    highest = wanted.new_full((*wanted.shape[:2], 1), torch.finfo(wanted.dtype).min)  # (N, R, 1)
+    total, mixed = torch.zeros_like(highest), torch.zeros_like(wanted)
+    for columns in sight.column_blocks(rows):
+        scores = product(wanted, keys[:, columns].mT, room)        # (N, R, K)
+        sight.adjust(per_head(scores, rows), rows, columns, bias)
+        highest, total, mixed = running_softmax(scores, values[:, columns], highest, total, mixed)
+    nothing = total == 0.0                                         # (N, R, 1)
+    total = total.masked_fill(nothing, 1.0)                        # (N, R, 1)
+    return mixed / total, highest.masked_fill(nothing, 0.0) + total.log2()
 
 
 def backward_tiles(
@@ -306,13 +335,13 @@ def backward_tiles(
     is the same for all keys of a query, and is computed once.
 
     Args:
-        query: (B, H, T, D).
-        key: (B, G, S, D).
-        value: (B, G, S, D).
-        bias: (B or 1, H or 1, T or 1, S or 1), or None.
-        output: (B, H, T, D) from `forward_tiles`.
-        log_sums: (B, H, T, 1) from `forward_tiles`.
-        gradient: (B, H, T, D).
+        query: (1, H, T, D), one row of the batch.
+        key: (1, G, S, D).
+        value: (1, G, S, D).
+        bias: (1, H or 1, T or 1, S or 1), or None.
+        output: (1, H, T, D) from `forward_tiles`.
+        log_sums: (1, H, T, 1) from `forward_tiles`.
+        gradient: (1, H, T, D).
         sight: who may see whom.
         bias_gradient: like the bias; what is found is added to it. None if nobody wants it.
 
@@ -334,19 +363,60 @@ def backward_tiles(
         row_common, row_log_sums = tile_of(common, rows), tile_of(log_sums, rows)  # both (N, R, 1)
         row_gradient = torch.zeros_like(wanted)                    # (N, R, D)
         for columns in sight.column_blocks(rows):
-            weights = product(wanted, keys[:, columns].mT, room)   # (N, R, K)
-            sight.adjust(per_head(weights, query, rows), rows, columns, bias)
-            weights.sub_(row_log_sums).exp2_()
-            value_gradient[:, columns] += weights.mT @ row_upstream
-            weights *= product(row_upstream, values[:, columns].mT, more_room).sub_(row_common)
-            row_gradient.baddbmm_(weights, keys[:, columns], alpha=scale)
-            key_gradient[:, columns] += weights.mT @ wanted
+            column_keys, column_values = keys[:, columns], values[:, columns]  # both (N, K, D)
+            scores = product(wanted, column_keys.mT, room)         # (N, R, K)
+            sight.adjust(per_head(scores, rows), rows, columns, bias)
+            of_rows = row_upstream, row_log_sums, row_common
+            found = tile_gradients(scores, wanted, column_keys, column_values, *of_rows, more_room)
+            for_scores, for_query, for_key, for_value = found
+            row_gradient.add_(for_query, alpha=scale)
+            key_gradient[:, columns] += for_key
+            value_gradient[:, columns] += for_value
             if bias_gradient is not None:
                 place = cut(bias_gradient, rows, columns)
-                place += per_head(weights, query, rows).sum_to_size(place.shape)
+                place += per_head(for_scores, rows).sum_to_size(place.shape)
         put(query_gradient, rows, row_gradient)
     key_gradient /= LOG2_E
     return query_gradient.view(query.shape), key_gradient.view(key.shape), value_gradient.view(key.shape)
+
+
+def tile_gradients(
+    scores: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    upstream: Tensor,
+    log_sums: Tensor,
+    common: Tensor,
+    room: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What one tile adds to the gradients: its weights are 2^(score - log_sum), without a second softmax.
+
+    Upstream times values is the gradient of the weights; less what is common to the whole row, and times the weights,
+    it is that of the scores; the other three follow from the products in which scores, weights and values took part.
+
+    Args:
+        scores: (N, R, K) query @ key^T of this tile, over ln 2, minus infinity where hidden; overwritten.
+        query: (N, R, D) as multiplied with the keys.
+        key: (N, K, D).
+        value: (N, K, D).
+        upstream: (N, R, D) gradient of the attention's result.
+        log_sums: (N, R, 1) logarithm, in base 2, of each query's sum of powers over all keys.
+        common: (N, R, 1) sum of upstream * result over D: what softmax takes from the gradient of every weight.
+        room: for the `product` of a tile that is not `scores`.
+
+    Returns:
+        Gradient of the scores in natural units (N, R, K); its products with key (N, R, D) and query (N, K, D); gradient
+        of value (N, K, D). They are valid until `scores` and `room` are used again.
+
+    Source:
+        Dao et al. 2022, arXiv:2205.14135, algorithm 4 (the inner loop); `common` is its D.
+    """
+    weights = scores.sub_(log_sums).exp2_()                        # (N, R, K)
+    value_gradient = weights.mT @ upstream                         # (N, K, D)
+    weight_gradient = product(upstream, value.mT, room)            # (N, R, K)
+    score_gradient = weights.mul_(weight_gradient.sub_(common))    # (N, R, K)
+    return score_gradient, score_gradient @ key, score_gradient.mT @ query, value_gradient
 
 
 def wide(x: Tensor) -> Tensor:
@@ -386,6 +456,6 @@ def put(x: Tensor, rows: slice, part: Tensor) -> None:
     x[:, :, rows] = part.view(x[:, :, rows].shape)
 
 
-def per_head(scores: Tensor, query: Tensor, rows: slice) -> Tensor:
-    """Scores (N, R, K) of a tile seen as (B, H, T, S) of the tile, without a copy."""
-    return scores.view(*query.shape[:2], rows.stop - rows.start, scores.shape[-1])
+def per_head(scores: Tensor, rows: slice) -> Tensor:
+    """Scores (N, R, K) of a tile, of one row of the batch, seen as (1, H, T, S) of the tile, without a copy."""
+    return scores.view(1, -1, rows.stop - rows.start, scores.shape[-1])

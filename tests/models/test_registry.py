@@ -9,6 +9,7 @@ from minillm.models.gpt import GPT
 from minillm.models.registry import (
     SIZES,
     active_parameters,
+    cache_bytes,
     config_differences,
     difference_table,
     families,
@@ -186,6 +187,30 @@ def test_naive_kernels_and_fewer_bytes_are_counted():
     fast = memory_bytes(config, 2)
     assert naive.activations_bytes - fast.activations_bytes == 2 * 64 * 4 * (2 * 4 * 64) * 4
     assert memory_bytes(config, 2, bytes_per_activation=2).activations_bytes * 2 == fast.activations_bytes
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [("gpt2", {}), ("llama", {"n_kv_heads": 1}), ("mistral", {}), ("mistral", {"window": 3}), ("gpt2", {"window": 9})],
+)
+def test_a_cache_takes_the_bytes_that_were_counted(family, overrides):
+    config = model_config(family, "nano", 11, 8, **overrides)
+    model = GPT(config)
+    for n_positions in (0, 1, 5, 8):
+        counted = cache_bytes(config, 3, n_positions, bytes_per_number=4)
+        assert model.make_cache(3, n_positions).n_bytes == counted == 2 * cache_bytes(config, 3, n_positions)
+
+
+def test_caches_of_known_models():
+    shape = {"n_layers": 32, "n_heads": 32, "d_model": 4096}
+    counts = {}
+    for name, family, changes in (
+        ("LLaMA 7B", "llama", {}), ("Llama 3 8B", "llama", {"n_kv_heads": 8}), ("Mistral 7B", "mistral", {"n_kv_heads": 8})
+    ):
+        counts[name] = [cache_bytes(model_config(family, "tiny", 100, 2**20, **shape, **changes), 1, n) for n in (1, 32768)]
+    assert counts["LLaMA 7B"] == [512 * 2**10, 16 * 2**30]
+    assert counts["Llama 3 8B"] == [128 * 2**10, 4 * 2**30]
+    assert counts["Mistral 7B"] == [128 * 2**10, 512 * 2**20]
 
 
 @pytest.mark.parametrize(
