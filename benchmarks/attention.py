@@ -4,34 +4,40 @@ One pass is forward and backward of batch 1, 8 heads of width 64. Times are meas
 memory of each pass in a process of its own, counted above what it held with its inputs before the pass.
 
     python benchmarks/attention.py --threads 2 [--quick]
+
+`--curve seconds` and `--curve bytes` print no claims but tables over the length, `--curve patterns` one over masks.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from pairs import Claim, median_ratio, paired_seconds, print_claims
+from pairs import Claim, median_ratio, paired_seconds, print_claims, seconds_of
 
 from minillm.nn.attention import mix_heads
+from minillm.nn.sparse_patterns import block_mask, random_layout, strided_mask, window_mask
 
 N_HEADS, D_HEAD = 8, 64
 WINDOW = 512
+LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
+BLOCK = 256
 Work = Callable[[], None]
 
 
-def one_pass(kernels: str, n_positions: int, window: int = 0) -> Work:
-    """A function that computes attention and the gradients of its inputs once."""
+def one_pass(kernels: str, n_positions: int, window: int = 0, mask: torch.Tensor | None = None) -> Work:
+    """A function that computes attention and the gradients of its inputs once; causal, unless there is a mask."""
     generator = torch.Generator().manual_seed(0)
     shape = (1, N_HEADS, n_positions, D_HEAD)
     query, key, value, upstream = (torch.randn(shape, generator=generator) for _ in range(4))
     leaves = [x.requires_grad_() for x in (query, key, value)]
 
     def work() -> None:
-        mixed = mix_heads(*leaves, causal=True, kernels=kernels, window=window)  # (B, H, T, D)
+        mixed = mix_heads(*leaves, mask, causal=mask is None, kernels=kernels, window=window)  # (B, H, T, D)
         torch.autograd.grad(mixed, leaves, upstream)
 
     return work
@@ -98,15 +104,70 @@ def time_claims(n_positions: int, n_pairs: int) -> list[Claim]:
     ]
 
 
+def print_seconds() -> None:
+    """Milliseconds of a pass over every length, median of as many passes as take some two seconds."""
+    print(f"| length | naive, ms | torch kernel, ms | tiles, ms | tiles, window of {WINDOW}, ms |")
+    print("| --: | --: | --: | --: | --: |")
+    for n_positions in LENGTHS:
+        kinds = (("naive", 0), ("torch", 0), ("tiled", 0), ("tiled", WINDOW))
+        found = [seconds_of_passes(one_pass(kernels, n_positions, window)) for kernels, window in kinds]
+        print(f"| {n_positions:,} |", " | ".join(f"{1000 * seconds:,.1f}" for seconds in found), "|", flush=True)
+
+
+def seconds_of_passes(work: Work, enough: float = 2.0) -> float:
+    """Median of 3 to 20 passes after a first one."""
+    first = seconds_of(work)
+    n_passes = max(3, min(20, int(enough / first)))
+    return statistics.median(seconds_of(work) for _ in range(n_passes))
+
+
+def print_bytes(n_threads: int) -> None:
+    """Peak of a pass over every length, each in a process of its own."""
+    print("| length | naive, MiB | torch kernel, MiB | tiles, MiB |\n| --: | --: | --: | --: |")
+    for n_positions in LENGTHS:
+        peaks = [peak_bytes(kernels, n_positions, n_threads) for kernels in ("naive", "torch", "tiled")]
+        print(f"| {n_positions:,} |", " | ".join(f"{peak / 2**20:,.0f}" for peak in peaks), "|", flush=True)
+
+
+def print_patterns(n_positions: int) -> None:
+    """What masks with few pairs save: pairs, and seconds of a pass in tiles and by the kernel, against all pairs."""
+    layout = random_layout(n_positions // BLOCK, 1, 1, 1, torch.Generator().manual_seed(0))
+    masks = {
+        "all pairs": torch.ones(n_positions, n_positions, dtype=torch.bool),
+        f"the last {WINDOW}": window_mask(n_positions, n_positions, WINDOW),
+        "every 64th, and the last 64": strided_mask(n_positions, n_positions, 64)
+        | window_mask(n_positions, n_positions, 64),
+        f"blocks of {BLOCK}": block_mask(layout, BLOCK, n_positions, n_positions),
+    }
+    print(f"| mask, length {n_positions:,} | pairs | tiles, ms | torch kernel, ms |\n| --- | --: | --: | --: |")
+    for name, mask in masks.items():
+        times = [1000 * seconds_of_passes(one_pass(kernels, n_positions, mask=mask)) for kernels in ("tiled", "torch")]
+        print(f"| {name} | {mask.float().mean():.1%} | {times[0]:,.0f} | {times[1]:,.0f} |", flush=True)
+
+
+def print_curve(kind: str, n_threads: int) -> None:
+    """One of the tables."""
+    if kind == "seconds":
+        print_seconds()
+    elif kind == "bytes":
+        print_bytes(n_threads)
+    else:
+        print_patterns(4096)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2, help="threads of all kernels (default: 2)")
     parser.add_argument("--quick", action="store_true", help="shorter texts and fewer pairs")
     parser.add_argument("--peak", nargs=2, metavar=("KERNELS", "LENGTH"), help="print the peak of one pass, no claims")
+    parser.add_argument("--curve", choices=("seconds", "bytes", "patterns"), help="print a table instead of claims")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.peak:
         print(peak_bytes_here(arguments.peak[0], int(arguments.peak[1])))
+        return
+    if arguments.curve:
+        print_curve(arguments.curve, arguments.threads)
         return
     n_positions, n_pairs = (2048, 3) if arguments.quick else (4096, 7)
     print_claims(time_claims(n_positions, n_pairs) + memory_claims(n_positions, arguments.threads))

@@ -5,7 +5,7 @@
 3. The time to the next token at several lengths, with the cache (one new token, keys and values of the others kept) and
    without (everything again): a line whose slope is small and one whose slope is the cost of a whole token.
 
-    .venv-oracle-hf/bin/python benchmarks/models.py --threads 2 [--quick]
+    .venv-oracle-hf/bin/python benchmarks/models.py --threads 2 [--quick] [--next-token]
 """
 
 import argparse
@@ -104,8 +104,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2, help="threads of both sides (default: 2)")
     parser.add_argument("--quick", action="store_true", help="few pairs: a smoke test")
+    parser.add_argument("--next-token", action="store_true", help="only the last part")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    n_times = 5 if arguments.quick else 30
+    if arguments.next_token:
+        print_claims([next_token(n_times)])
+        return
     n_pairs = 3 if arguments.quick else 9
     print_claims(
         [
@@ -113,7 +118,7 @@ def main() -> None:
             llama_step("large", LARGE, at_least=1.1, aim=1.25, n_pairs=n_pairs, n_each=1),
             experts_step("small", SMALL, n_pairs=2 * n_pairs, n_each=10),
             experts_step("large", LARGE, n_pairs=n_pairs, n_each=1),
-            next_token(n_times=5 if arguments.quick else 30),
+            next_token(n_times),
         ]
     )
 

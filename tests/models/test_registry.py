@@ -203,11 +203,12 @@ def test_a_cache_takes_the_bytes_that_were_counted(family, overrides):
 
 def test_caches_of_known_models():
     shape = {"n_layers": 32, "n_heads": 32, "d_model": 4096}
-    counts = {}
-    for name, family, changes in (
-        ("LLaMA 7B", "llama", {}), ("Llama 3 8B", "llama", {"n_kv_heads": 8}), ("Mistral 7B", "mistral", {"n_kv_heads": 8})
-    ):
-        counts[name] = [cache_bytes(model_config(family, "tiny", 100, 2**20, **shape, **changes), 1, n) for n in (1, 32768)]
+    models = {
+        "LLaMA 7B": model_config("llama", "tiny", 100, 2**20, **shape),
+        "Llama 3 8B": model_config("llama", "tiny", 100, 2**20, **shape, n_kv_heads=8),
+        "Mistral 7B": model_config("mistral", "tiny", 100, 2**20, **shape, n_kv_heads=8),
+    }
+    counts = {name: [cache_bytes(config, 1, n) for n in (1, 32768)] for name, config in models.items()}
     assert counts["LLaMA 7B"] == [512 * 2**10, 16 * 2**30]
     assert counts["Llama 3 8B"] == [128 * 2**10, 4 * 2**30]
     assert counts["Mistral 7B"] == [128 * 2**10, 512 * 2**20]
