@@ -113,6 +113,35 @@ def beam_search(step: Step, prefixes: Tensor, config: BeamConfig) -> list[list[H
     return [beams.best(row) for row in range(len(prefixes))]
 
 
+def beam_step(totals: Tensor, log_probabilities: Tensor, end_id: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One round of a beam search: extend every beam by every id, see which end, and keep the K best of the others.
+
+    An extension by the end counts if it is among the K best of all extensions of its sentence. It never goes on.
+
+    Args:
+        totals: (B, K) log-probabilities of the beams; -inf for a beam that is not there.
+        log_probabilities: (B, K, V) of the next id after each beam.
+        end_id: the id with which a sentence ends.
+
+    Returns:
+        Four tensors (B, K): for each beam its log-probability with the end, or -inf if it does not end here; then for
+        each new beam, the best first, its log-probability, the beam that it extends, and its last id.
+
+    Example:
+        >>> totals, scores = torch.tensor([[0.0, -1.0]]), torch.tensor([[[-1.0, -2.0, -3.0], [-9.0, -0.5, -9.0]]])
+        >>> beam_step(totals, scores, end_id=0)  # the first beam ends with -1.0; the second goes on better than it
+        (tensor([[-1., -inf]]), tensor([[-1.5000, -2.0000]]), tensor([[1, 0]]), tensor([[1, 1]]))
+    """
+    n_beams, vocab_size = log_probabilities.shape[1:]
+    extended = totals[:, :, None] + log_probabilities              # (B, K, V)
+    best = extended.flatten(1).topk(n_beams).values                # (B, K)
+    ended = extended[:, :, end_id]                                 # (B, K)
+    ended = ended.masked_fill(ended < best[:, -1:], -math.inf)     # (B, K)
+    is_end = torch.arange(vocab_size, device=totals.device) == end_id  # (V,)
+    kept, places = extended.masked_fill(is_end, -math.inf).flatten(1).topk(n_beams)  # (B, K)
+    return ended, kept, places // vocab_size, places % vocab_size
+
+
 class Beams:
     """The beginnings of all sentences and what is finished.
 
@@ -130,21 +159,16 @@ class Beams:
 
     def extend(self, log_probabilities: Tensor) -> None:
         """Take one more id: (N, V) log-probabilities of it."""
-        n_beams, vocab_size = self.config.n_beams, log_probabilities.shape[-1]
         self.check_step(log_probabilities)
-        totals = log_probabilities.view(self.n_rows, n_beams, vocab_size)  # (B, K, V)
+        by_beam = log_probabilities.view(self.n_rows, self.config.n_beams, -1)  # (B, K, V)
         if self.totals is None:                                    # all beams are equal yet: one of them counts
-            self.totals = torch.full_like(totals[:, :, 0], -math.inf)
+            self.totals = torch.full_like(by_beam[:, :, 0], -math.inf)
             self.totals[:, 0] = 0.0
-        totals = (self.totals[:, :, None] + totals).flatten(1)     # (B, K * V)
-        best, places = totals.topk(2 * n_beams)                    # (B, 2 * K)
-        ends = places % vocab_size == self.config.end_id           # (B, 2 * K)
-        self.finish(best[:, :n_beams], places[:, :n_beams] // vocab_size, ends[:, :n_beams])
-        self.totals, picks = best.masked_fill(ends, -math.inf).topk(n_beams)  # (B, K)
-        places = places.gather(1, picks)                           # (B, K)
-        first_rows = n_beams * torch.arange(self.n_rows, device=places.device)[:, None]  # (B, 1)
-        self.parents = (first_rows + places // vocab_size).flatten()  # (N,)
-        self.ids = torch.cat((self.ids[self.parents], (places % vocab_size).view(-1, 1)), dim=1)  # (N, T)
+        ended, self.totals, beams, new_ids = beam_step(self.totals, by_beam, self.config.end_id)  # four of (B, K)
+        self.finish(ended)
+        first_rows = self.config.n_beams * torch.arange(self.n_rows, device=beams.device)[:, None]  # (B, 1)
+        self.parents = (first_rows + beams).flatten()              # (N,)
+        self.ids = torch.cat((self.ids[self.parents], new_ids.view(-1, 1)), dim=1)  # (N, T)
 
     def check_step(self, log_probabilities: Tensor) -> None:
         """Refuse what is not (N, V) with the end and another id in the vocabulary."""
@@ -156,11 +180,11 @@ class Beams:
                 f"the end id is {self.config.end_id}, the vocabulary has {shape[1]} ids; expected one of at least two"
             )
 
-    def finish(self, totals: Tensor, beams: Tensor, ends: Tensor) -> None:
-        """Note those of the K best extensions (B, K) that are ends; keep the K best finished sentences."""
-        for row, rank in (ends & (totals > -math.inf)).nonzero().tolist():
-            ids = self.ids[row * self.config.n_beams + int(beams[row, rank]), self.n_given :].tolist()
-            self.finished[row].append(self.hypothesis(ids, totals[row, rank].item(), True))
+    def finish(self, ended: Tensor) -> None:
+        """Note the beams (B, K) that end here, those above minus infinity; keep the K best finished sentences."""
+        for row, beam in (ended > -math.inf).nonzero().tolist():
+            ids = self.ids[row * self.config.n_beams + beam, self.n_given :].tolist()
+            self.finished[row].append(self.hypothesis(ids, ended[row, beam].item(), True))
         for found in self.finished:
             found.sort(key=lambda hypothesis: -hypothesis.score)
             del found[self.config.n_beams :]

@@ -116,11 +116,39 @@ def next_token_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor
     return kernel_cross_entropy(model(inputs), targets, ignore_index=IGNORED, reduction="sum")
 
 
+def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float, ignore_index: int = IGNORED) -> Tensor:
+    """Cross-entropy against targets that are a little unsure, summed over the counted ones, in nats.
+
+    The target has probability 1 - smoothing + smoothing / V, every other id smoothing / V. So the loss is
+    (1 - smoothing) times that of the target plus smoothing times the mean over all V ids.
+
+    Args:
+        logits: (..., V) unnormalised scores.
+        targets: (...) integer token ids, each 0 .. V-1 or `ignore_index`.
+        smoothing: from 0 (plain cross-entropy) to 1.
+        ignore_index: a target with this id costs nothing.
+
+    Returns:
+        a scalar.
+
+    Source:
+        Szegedy et al. 2016, arXiv:1512.00567, section 7.
+
+    Example:
+        >>> smoothed_cross_entropy(torch.tensor([[3.0, 0.0], [0.0, 9.0]]), torch.tensor([0, -100]), smoothing=0.5)
+        tensor(0.7986)
+    """
+    counted = targets != ignore_index
+    log_shares = logits.log_softmax(dim=-1)
+    chosen = targets.masked_fill(~counted, 0).unsqueeze(-1)
+    of_target = log_shares.gather(-1, chosen).squeeze(-1)
+    losses = -(1 - smoothing) * of_target - smoothing * log_shares.mean(dim=-1)
+    return losses.masked_fill(~counted, 0.0).sum()
+
+
 @dataclass(frozen=True)
 class SmoothedLoss:
-    """Cross-entropy against targets that are a little unsure, as a `loss_sum` of the training loop.
-
-    The target has probability 1 - smoothing + smoothing / V, every other id smoothing / V.
+    """`smoothed_cross_entropy` as a `loss_sum` of the training loop.
 
     Args:
         smoothing: from 0 (plain cross-entropy) to 1.
@@ -144,11 +172,14 @@ class SmoothedLoss:
             raise ConfigError(f"smoothing is {self.smoothing}, expected a number from 0 to 1")
 
     def __call__(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss summed over the counted targets; arguments as those of `next_token_loss`."""
+        """The loss summed over the counted targets; arguments and errors as those of `next_token_loss`."""
         logits = model(inputs)
-        plain = kernel_cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
-        evenly = -logits.log_softmax(dim=-1).mean(dim=-1).masked_fill(targets == IGNORED, 0.0).sum()
-        return (1 - self.smoothing) * plain + self.smoothing * evenly
+        check_loss_arguments(logits, targets, "sum")
+        if not targets.is_cuda:                                    # asking a GPU would make every step wait for it
+            check_targets(targets.masked_fill(targets == IGNORED, 0), logits.shape[-1])
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        return smoothed_cross_entropy(logits, targets, self.smoothing)
 
 
 def check_loss_arguments(logits: Tensor, targets: Tensor, reduction: str) -> None:

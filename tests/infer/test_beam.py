@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minillm.errors import SamplingError, ShapeError
-from minillm.infer.beam import BeamConfig, beam_search, length_norm
+from minillm.infer.beam import BeamConfig, beam_search, beam_step, length_norm
 
 END = 0
 
@@ -149,6 +149,15 @@ def test_more_beams_never_beat_the_best_and_find_what_greedy_misses():
 
     assert best(1).ids[:1] == (2,) and best(2).ids == (3,)
     assert best(2).log_probability == pytest.approx(math.log(0.4))
+
+
+def test_an_end_must_be_among_the_best_and_never_goes_on():
+    totals = torch.tensor([[0.5, 0.4]], dtype=torch.float64).log()
+    shares = torch.tensor([[[0.1, 0.6, 0.3], [0.5, 0.2, 0.3]]], dtype=torch.float64).log()
+    ended, kept, beams, ids = beam_step(totals, shares, END)
+    assert ended[0, 0] == -math.inf and ended[0, 1].exp().item() == pytest.approx(0.2)  # 0.05 is not among the 2 best
+    assert kept.exp().tolist() == [pytest.approx([0.3, 0.15])]
+    assert (beams.tolist(), ids.tolist()) == ([[0, 0]], [[1, 2]])
 
 
 def test_nothing_to_add():

@@ -89,3 +89,7 @@ def test_smoothed_loss_equals_torch(smoothing):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     with pytest.raises(ConfigError, match="smoothing"):
         SmoothedLoss(1.5)
+    with pytest.raises(DataError, match="outside"):
+        SmoothedLoss(smoothing)(lambda inputs: logits, targets, targets.clamp(min=0) + logits.shape[-1])
+    with pytest.raises(ShapeError, match="targets"):
+        SmoothedLoss(smoothing)(lambda inputs: logits, targets, targets[..., :1])
