@@ -77,6 +77,8 @@ def _environment(folder: Path) -> dict[str, str]:
     (folder / "matplotlibrc").touch()
     settings = {
         "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",  # the same figures on machines with more cores, and steady times on a busy one
+        "OPENBLAS_NUM_THREADS": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "IPYTHONDIR": str(folder),
         "MATPLOTLIBRC": str(folder),

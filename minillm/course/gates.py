@@ -422,7 +422,7 @@ def check(chapters: Sequence[str] = (), full: bool = False, since: str = "", roo
         chosen = chosen if full else touched(chosen, changed_files(root, since))
     rows = []
     for row in run_gates(chosen, FULL if full else QUICK):
-        tqdm.write(str(row))
+        tqdm.write("\n".join([str(row), *(indent(failure, "  ") for failure in row.outcome.failures)]))
         sys.stdout.flush()  # a log shows each gate when it is through, not all of them after half an hour
         rows.append(row)
     if not rows:

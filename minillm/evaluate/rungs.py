@@ -68,7 +68,7 @@ STORIES = Budget(
 )  # fmt: skip
 RUNNING_TEXT = Budget(
     hmm=HMMConfig(n_states=64, n_iterations=40), order=6, n_epochs=10, n_layers=2, d_hidden=256,
-    recurrent=RecurrentTraining(n_steps=1500), dropout=0.2, size="nano", n_steps=1500, batch_size=16, seq_len=128,
+    recurrent=RecurrentTraining(n_steps=1500), dropout=0.2, size="tiny", n_steps=1500, batch_size=16, seq_len=128,
 )  # fmt: skip
 QUICK = Budget(
     hmm=HMMConfig(n_states=4, n_iterations=2), order=3, n_epochs=0.1, n_layers=1, d_hidden=16,

@@ -242,10 +242,10 @@ def expect_buckets(impl, distances, *settings):
 
 @task("9.4")
 def test_buckets_by_hand(impl, rng):
-    distances = [0, -1, -7, -8, -11, -12, -16, -32, -64, -128, -999, 1, 7, 8, 999]
-    expected = torch.tensor([0, 1, 7, 8, 8, 9, 10, 12, 14, 15, 15, 17, 23, 24, 31])
+    distances = [0, -1, -7, -8, -11, -12, -16, -32, -64, -90, -128, -999, 1, 7, 8, 999]
+    expected = torch.tensor([0, 1, 7, 8, 8, 9, 10, 12, 14, 14, 15, 15, 17, 23, 24, 31])
     expect_each(impl.relative_buckets(torch.tensor(distances)), expected, distances, 32, 128, True)
-    expected = torch.tensor([0, 1, 7, 8, 11, 12, 16, 21, 26, 31, 31, 0, 0, 0, 0])
+    expected = torch.tensor([0, 1, 7, 8, 11, 12, 16, 21, 26, 29, 31, 31, 0, 0, 0, 0])
     got = impl.relative_buckets(torch.tensor(distances), bidirectional=False)
     expect_each(got, expected, distances, 32, 128, False)
 
