@@ -5,6 +5,7 @@ Dimensions: T tokens of a text, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -23,12 +24,14 @@ class MaskingConfig:
         rate: share of the other tokens that is asked for.
         mask_share: share of those that becomes the mask.
         random_share: share of those that becomes a random token; the rest stays as it is.
+        longest_ngram: 1 hides single tokens (or words); N hides runs of 1 to N of them, see `ngram_groups`.
 
     Raises:
-        ConfigError: if an id is outside the vocabulary or a share out of range.
+        ConfigError: if an id is outside the vocabulary or a number out of range.
 
     Source:
-        Devlin et al. 2018, arXiv:1810.04805, section 3.1 (15 %, of which 80 % masked, 10 % random, 10 % unchanged).
+        Devlin et al. 2018, arXiv:1810.04805, section 3.1 (15 %, of which 80 % masked, 10 % random, 10 % unchanged);
+        Lan et al. 2019, arXiv:1909.11942, section 4.1 (runs of up to three words).
     """
 
     vocab_size: int
@@ -37,6 +40,7 @@ class MaskingConfig:
     rate: float = 0.15
     mask_share: float = 0.8
     random_share: float = 0.1
+    longest_ngram: int = 1
 
     def __post_init__(self):
         object.__setattr__(self, "special_ids", tuple(sorted({*self.special_ids, self.mask_id})))
@@ -51,15 +55,27 @@ class MaskingConfig:
                 f"mask_share {self.mask_share} and random_share {self.random_share}: expected shares whose sum is at "
                 "most 1"
             )
+        if self.longest_ngram < 1:
+            raise ConfigError(f"longest_ngram is {self.longest_ngram}, expected at least 1")
+
+    @cached_property
+    def ordinary_ids(self) -> np.ndarray:
+        """All ids that are not special, from the smallest up."""
+        return np.setdiff1d(np.arange(self.vocab_size), self.special_ids)
 
 
 def choose_tokens(
-    allowed: np.ndarray, rate: float, generator: np.random.Generator, continues_word: np.ndarray | None = None
+    allowed: np.ndarray,
+    rate: float,
+    generator: np.random.Generator,
+    continues_word: np.ndarray | None = None,
+    longest_ngram: int = 1,
 ) -> np.ndarray:
     """Choose which tokens are asked for: exactly `rate` of those allowed, rounded, and at least one.
 
     With `continues_word` whole words are chosen in random order; one that would make it too many is passed over, so
-    that it may come out fewer, and a text whose every word is too long gives none.
+    that it may come out fewer, and a text whose every word is too long gives none. With `longest_ngram` it is the same
+    with runs of words.
 
     Args:
         allowed: (T,) bool, True for tokens that may be chosen.
@@ -67,6 +83,7 @@ def choose_tokens(
         generator: where the choice comes from.
         continues_word: (T,) bool, True for tokens that belong to the word of the token before; None chooses single
             tokens. A token that is not allowed ends a word.
+        longest_ngram: 1, or the most words of the runs that are chosen whole, see `ngram_groups`.
 
     Returns:
         (T,) bool; none is chosen where none is allowed.
@@ -81,15 +98,14 @@ def choose_tokens(
         >>> choose_tokens(np.array([False, True, True, False]), 1.0, np.random.default_rng(0)).tolist()
         [False, True, True, False]
     """
-    groups = word_groups(allowed, np.zeros(len(allowed), bool) if continues_word is None else continues_word)
-    n_left = max(1, round(rate * int(allowed.sum())))
+    words = word_groups(allowed, np.zeros(len(allowed), bool) if continues_word is None else continues_word)
+    groups = ngram_groups(words, longest_ngram, generator)
+    n_left = max(1, round(rate * allowed.sum()))
     chosen = np.zeros(len(allowed), bool)
-    for number in generator.permutation(len(groups)).tolist():
+    for number in generator.permutation(len(groups)):
         if len(groups[number]) <= n_left:
             chosen[groups[number]] = True
             n_left -= len(groups[number])
-        if n_left == 0:
-            break
     return chosen
 
 
@@ -121,6 +137,46 @@ def word_groups(allowed: np.ndarray, continues_word: np.ndarray) -> list[np.ndar
     follows = np.diff(places, prepend=-2) == 1
     starts = np.flatnonzero(~(continues_word[places] & follows))
     return np.split(places, starts[1:]) if len(places) else []
+
+
+def ngram_groups(
+    words: Sequence[np.ndarray], longest_ngram: int, generator: np.random.Generator
+) -> list[np.ndarray]:
+    """Cut a text into runs of words whose lengths are random, n with a probability proportional to 1 / n.
+
+    A run ends early where the words do not touch, or where there are no more. ALBERT's code draws the length of a run
+    when it comes to hide it, and takes a shorter one where it does not fit; here all is cut beforehand, so that runs
+    can be chosen like words.
+
+    Args:
+        words: places of each word, as `word_groups` gives them.
+        longest_ngram: the most words N of a run, at least 1; 1 gives the words as they are and draws nothing.
+        generator: where lengths come from.
+
+    Returns:
+        One array of places per run; each word is in one of them.
+
+    Source:
+        Lan et al. 2019, arXiv:1909.11942, section 4.1: p(n) = (1 / n) / (1 + 1 / 2 + ... + 1 / N).
+
+    Example:
+        >>> words = [np.array([1]), np.array([2, 3]), np.array([7])]
+        >>> [run.tolist() for run in ngram_groups(words, 3, np.random.default_rng(0))]
+        [[1, 2, 3], [7]]
+    """
+    if longest_ngram == 1:
+        return list(words)
+    shares = 1 / np.arange(1, longest_ngram + 1)
+    lengths = generator.choice(longest_ngram, size=len(words), p=shares / shares.sum()) + 1
+    runs: list[list[np.ndarray]] = []
+    wanted = 0
+    for word, length in zip(words, lengths, strict=True):
+        if runs and len(runs[-1]) < wanted and runs[-1][-1][-1] + 1 == word[0]:
+            runs[-1].append(word)
+        else:
+            runs.append([word])
+            wanted = length
+    return [np.concatenate(run) for run in runs]
 
 
 def mask_tokens(
@@ -159,7 +215,8 @@ def mask_tokens(
     """
     ids = check_token_ids(token_ids, config.vocab_size)
     allowed = ~np.isin(ids, config.special_ids)
-    chosen = choose_tokens(allowed, config.rate, generator, None if continues_word is None else continues_word[ids])
+    continues = None if continues_word is None else continues_word[ids]
+    chosen = choose_tokens(allowed, config.rate, generator, continues, config.longest_ngram)
     kind = generator.random(len(ids))
     drawn = random_tokens(len(ids), config, generator)
     inputs = np.where(chosen & (kind < config.mask_share), config.mask_id, ids)
@@ -169,8 +226,7 @@ def mask_tokens(
 
 def random_tokens(n_tokens: int, config: MaskingConfig, generator: np.random.Generator) -> np.ndarray:
     """(n_tokens,) ids, each equally likely any that is not special."""
-    ordinary = np.setdiff1d(np.arange(config.vocab_size), config.special_ids)
-    return generator.choice(ordinary, size=n_tokens)
+    return generator.choice(config.ordinary_ids, size=n_tokens)
 
 
 def unmask_tokens(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -50,15 +50,15 @@ def next_sentence_pairs(documents: Sequence[Document], generator: np.random.Gene
     Source:
         Devlin et al. 2018, arXiv:1810.04805, section 3.1, task 2 (labels IsNext and NotNext).
     """
-    if len(documents) < 2 or not all(len(document) for document in documents):
+    if len(documents) < 2 or min(map(len, documents)) == 0:
         raise DataError(f"{len(documents)} documents; expected at least two, each with at least one sentence")
     pairs = []
     for number, document in enumerate(documents):
         for first, second in zip(document[:-1], document[1:], strict=True):
             false = int(generator.integers(2))
             if false:
-                other = documents[(number + 1 + int(generator.integers(len(documents) - 1))) % len(documents)]
-                second = other[int(generator.integers(len(other)))]
+                other = documents[(number + 1 + generator.integers(len(documents) - 1)) % len(documents)]
+                second = other[generator.integers(len(other))]
             pairs.append(SentencePair(tuple(first), tuple(second), false))
     return pairs
 

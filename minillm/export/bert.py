@@ -11,7 +11,7 @@ from minillm.export.weights import Match, joined_rows, same
 from minillm.models.bert import Bert, BertConfig, bert_config
 
 SHAPE = ("vocab_size", "max_seq_len", "n_layers", "n_heads", "d_model", "d_ff", "n_segments", "norm_epsilon")
-AT_THE_START = ("dropout", "kernels")  # matter for training and speed, not for logits
+AT_THE_START = ("dropout", "std", "kernels")  # matter for training and speed, not for logits
 ACTIVATIONS = {"gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}
 THEIR_ACTIVATIONS = {"gelu_exact": "gelu", "gelu": "gelu_new"}
 EMBEDDINGS = {

@@ -68,21 +68,25 @@ def fill_masks(
     Returns:
         (B, T) ids without masks, and (B,) the log-probability of what was put in: the sum over the steps.
 
+    Raises:
+        SamplingError: if every id is forbidden.
+
     Source:
         Wang and Cho 2019, arXiv:1902.04094 (BERT as a generator); the surest first: Ghazvininejad et al. 2019,
         arXiv:1904.09324, with one token per step.
     """
-    ids = token_ids.clone()
-    total = torch.zeros(len(ids), device=ids.device)
-    for _ in range(int((ids == mask_id).sum(dim=1).max()) if ids.numel() else 0):
+    if len({mask_id, *forbidden_ids}) >= model.config.vocab_size:
+        raise SamplingError(f"all {model.config.vocab_size} ids are forbidden: nothing is left to put in")
+    ids, total = token_ids.clone(), torch.zeros(len(token_ids), device=token_ids.device)
+    while (ids == mask_id).any():
+        open_places = ids == mask_id                               # (B, T)
         probabilities = probabilities_of(model, ids)               # (B, T, V)
         probabilities[..., [mask_id, *forbidden_ids]] = 0.0
         best, choice = probabilities.max(dim=-1)                   # (B, T)
-        open_places = ids == mask_id                               # (B, T)
         place = best.masked_fill(~open_places, -1.0).argmax(dim=1) if surest_first else open_places.int().argmax(dim=1)
-        rows = open_places.any(dim=1).nonzero()[:, 0]
+        rows = open_places.any(dim=1)                              # (B,)
         ids[rows, place[rows]] = choice[rows, place[rows]]
-        total[rows] += best[rows, place[rows]].log().to(total.dtype)
+        total[rows] += best[rows, place[rows]].log()
     return ids, total
 
 

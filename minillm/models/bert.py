@@ -40,6 +40,7 @@ class BertConfig:
         feed_forward: "gelu_exact" (BERT, RoBERTa) or "gelu" (ALBERT); also the nonlinearity in the head.
         norm_epsilon: added to the variance in the norms.
         dropout: chance of dropping a number of the embedding and of each part's output while training.
+        std: standard deviation of the layers' initial weights; BERT's 0.02 is for widths of many hundreds.
         kernels: "torch" for the library's fused kernels, "naive" for our readable functions,
             "tiled" for attention block by block.
 
@@ -61,6 +62,7 @@ class BertConfig:
     feed_forward: str = "gelu_exact"
     norm_epsilon: float = 1e-12
     dropout: float = 0.0
+    std: float = 0.02
     kernels: str = "torch"
 
     def __post_init__(self):
@@ -71,6 +73,8 @@ class BertConfig:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         check_choices(self, {"kernels": KERNELS, "feed_forward": ACTIVATIONS})
         check_training_numbers(self.dropout, self.norm_epsilon)
+        if not self.std > 0:
+            raise ConfigError(f"std is {self.std}, expected a number above 0")
 
 
 ACTIVATIONS = {"gelu_exact": gelu, "gelu": gelu_tanh}
@@ -104,6 +108,42 @@ def bert_config(kind: str = "bert", **settings) -> BertConfig:
         2
     """
     return named_config(BertConfig, "kind", kind, KINDS, settings)
+
+
+def encoder_parameters_by_part(config: BertConfig) -> dict[str, int]:
+    """How many learned numbers each part of an encoder has, without making it.
+
+    Args:
+        config: the shape; every setting that changes a count is taken into account.
+
+    Returns:
+        "embeddings": the vectors of tokens, positions and segments, their norm, and the map to width C where E is
+        another; "layers": attention and feed-forward layers with their biases and norms, a shared layer once; "token
+        head": the map from C to E, its norm, and a bias per token (the vocabulary's vectors are used again);
+        "pair head": the map of the first vector and the two answers, or 0. The sum is `Bert(config).n_parameters()`.
+
+    Source:
+        Lan et al. 2019, arXiv:1909.11942, section 3.1: V E + E C numbers instead of V C.
+
+    Example:
+        >>> shape = {"vocab_size": 30_000, "max_seq_len": 512, "n_layers": 12, "n_heads": 12, "d_model": 768}
+        >>> encoder_parameters_by_part(bert_config("bert", **shape))["layers"]
+        85054464
+        >>> encoder_parameters_by_part(bert_config("albert", **shape, d_embedding=128))["layers"]
+        7087872
+    """
+    width, narrow, hidden = config.d_model, config.d_embedding, config.d_ff
+    n_vectors = config.vocab_size + config.position_offset + config.max_seq_len + config.n_segments
+    widening = 0 if narrow == width else narrow * width + width
+    attention = 4 * (width * width + width)
+    feed_forward = width * hidden + hidden + hidden * width + width
+    n_different = 1 if config.share_layers else config.n_layers
+    return {
+        "embeddings": n_vectors * narrow + 2 * narrow + widening,
+        "layers": n_different * (attention + feed_forward + 2 * 2 * width),
+        "token head": width * narrow + narrow + 2 * narrow + config.vocab_size,
+        "pair head": width * width + width + 2 * width + 2 if config.pair_head else 0,
+    }
 
 
 class Bert(nn.Module):
@@ -140,6 +180,7 @@ class Bert(nn.Module):
             feed_forward=config.feed_forward,
             norm_epsilon=config.norm_epsilon,
             dropout=config.dropout,
+            std=config.std,
             kernels=config.kernels,
         )
         n_different = 1 if config.share_layers else config.n_layers

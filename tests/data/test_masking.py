@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from minillm.data.masking import MaskingConfig, choose_tokens, mask_tokens, unmask_tokens, word_groups
+from minillm.data.masking import (
+    MaskingConfig,
+    choose_tokens,
+    mask_tokens,
+    ngram_groups,
+    unmask_tokens,
+    word_groups,
+)
 from minillm.errors import ConfigError, DataError
 
 CONFIG = MaskingConfig(vocab_size=50, mask_id=4, special_ids=(0, 1, 2))
@@ -82,6 +89,49 @@ def test_word_groups_against_a_loop():
         assert [group.tolist() for group in word_groups(allowed, continues)] == expected
 
 
+def test_lengths_of_runs_are_as_one_over_n():
+    words = [np.array([place]) for place in range(60_000)]
+    for longest in (2, 3, 5):
+        runs = ngram_groups(words, longest, np.random.default_rng(longest))
+        assert np.array_equal(np.concatenate(runs), np.arange(60_000))
+        counts = np.bincount([len(run) for run in runs], minlength=longest + 1)[1:]
+        shares = 1 / np.arange(1, longest + 1)
+        assert counts.shape == shares.shape and chisquare(counts, counts.sum() * shares / shares.sum()).pvalue > 1e-3
+
+
+def test_runs_are_of_whole_words_that_touch():
+    for seed in range(50):
+        generator = np.random.default_rng(seed)
+        allowed, continues = generator.random(30) < 0.8, generator.random(30) < 0.4
+        words = word_groups(allowed, continues)
+        runs = ngram_groups(words, 3, generator)
+        assert [place for run in runs for place in run] == [place for word in words for place in word]
+        starts = {int(word[0]) for word in words}
+        for run in runs:
+            assert (np.diff(run) == 1).all() and int(run[0]) in starts
+            assert sum(int(place) in starts for place in run) <= 3
+    words = word_groups(np.ones(4, bool), np.zeros(4, bool))
+    generator = np.random.default_rng(0)
+    assert [run.tolist() for run in ngram_groups(words, 1, generator)] == [[0], [1], [2], [3]]
+    assert generator.random() == np.random.default_rng(0).random()  # nothing was drawn
+    assert ngram_groups([], 3, generator) == []
+
+
+def test_runs_are_hidden_whole():
+    """Every token that is hidden beside another: more often than by chance, and still the right number of them."""
+    beside = {}
+    for longest in (1, 3):
+        config = MaskingConfig(vocab_size=50, mask_id=4, special_ids=(0, 1, 2), longest_ngram=longest)
+        ids = np.random.default_rng(0).integers(5, 50, 20_000)
+        _, targets = mask_tokens(ids, config, np.random.default_rng(1))
+        asked = targets != -100
+        assert asked.sum() == 3_000
+        beside[longest] = (asked[1:] & asked[:-1]).sum() / 3_000
+    assert beside[1] == pytest.approx(0.15, abs=0.03)
+    # of 6 + 3 + 2 runs with 18 tokens, 7 are followed by one of the same run, and the 11 last ones by chance
+    assert beside[3] == pytest.approx(7 / 18 + 11 / 18 * 0.15, abs=0.03)
+
+
 def test_a_text_of_nothing_but_specials_stays():
     inputs, targets = mask_tokens([0, 1, 2], CONFIG, np.random.default_rng(0))
     assert inputs.tolist() == [0, 1, 2] and targets.tolist() == [-100] * 3
@@ -90,7 +140,7 @@ def test_a_text_of_nothing_but_specials_stays():
 
 @pytest.mark.parametrize("settings", [
     {"mask_id": 50}, {"mask_id": -1}, {"special_ids": (99,)}, {"rate": 0.0}, {"rate": 1.5}, {"mask_share": -0.1},
-    {"mask_share": 0.9, "random_share": 0.2}, {"special_ids": tuple(range(50))},
+    {"mask_share": 0.9, "random_share": 0.2}, {"special_ids": tuple(range(50))}, {"longest_ngram": 0},
 ])  # fmt: skip
 def test_bad_settings(settings):
     with pytest.raises(ConfigError, match="expected|special"):

@@ -70,5 +70,7 @@ def test_bad_input():
         mask_candidates(small(), [5, 6], MASK)
     with pytest.raises(SamplingError, match="n_best"):
         mask_candidates(small(), [MASK], MASK, 0)
+    with pytest.raises(SamplingError, match="all 23 ids"):
+        fill_masks(small(), torch.tensor([[MASK]]), MASK, tuple(range(23)))
     with pytest.raises(DataError, match="left to be asked"):
         pseudo_log_likelihood(small(), [1, 2], MASK, (1, 2))

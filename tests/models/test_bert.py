@@ -8,7 +8,7 @@ from helpers.parity import assert_near, random_ids, randomized
 
 from minillm.data.corruption import prefix_mask
 from minillm.errors import ConfigError, DataError, ShapeError
-from minillm.models.bert import Bert, bert_config
+from minillm.models.bert import Bert, bert_config, encoder_parameters_by_part
 from minillm.models.bert_heads import SpanReader, TextClassifier, TokenClassifier, best_spans
 
 SHAPE = {"vocab_size": 23, "max_seq_len": 12, "n_layers": 3, "n_heads": 2, "d_model": 8, "d_ff": 20}
@@ -18,6 +18,24 @@ KINDS = {"bert": {}, "roberta": {}, "albert": {"d_embedding": 6}}
 def small(kind="bert", seed=0, **settings):
     config = bert_config(kind, **SHAPE | KINDS[kind] | settings)
     return randomized(Bert(config, torch.Generator().manual_seed(seed)).double(), seed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("changes", [{}, {"d_embedding": 3}, {"pair_head": False}, {"n_layers": 1}, {"d_ff": 7}])
+def test_parameters_are_counted_before_they_are_made(kind, changes):
+    model = small(kind, **changes)
+    parts = encoder_parameters_by_part(model.config)
+    assert sum(parts.values()) == model.n_parameters()
+    assert parts["layers"] == sum(parameter.numel() for parameter in model.layers.parameters())
+
+
+def test_parameters_of_the_published_models():
+    shape = {"max_seq_len": 512, "n_layers": 12, "n_heads": 12, "d_model": 768}
+    bert = encoder_parameters_by_part(bert_config("bert", vocab_size=30522, **shape))
+    albert = encoder_parameters_by_part(bert_config("albert", vocab_size=30000, **shape, d_embedding=128))
+    # `BertModel` and `AlbertModel` of bert-base-uncased and albert-base-v2: embeddings, layers and the pooler
+    assert bert["embeddings"] + bert["layers"] + 768 * 768 + 768 == 109_482_240
+    assert albert["embeddings"] + albert["layers"] + 768 * 768 + 768 == 11_683_584
 
 
 @pytest.mark.parametrize("fast", ["torch", "tiled"])
@@ -126,7 +144,7 @@ def test_dropout_and_seeds():
 
 @pytest.mark.parametrize("settings", [
     {"n_heads": 3}, {"vocab_size": 0}, {"n_segments": 0}, {"feed_forward": "swiglu"}, {"kernels": "fast"},
-    {"dropout": -0.1}, {"norm_epsilon": 0.0}, {"position_offset": -1}, {"d_embedding": 2.0}, {"n_head": 2},
+    {"dropout": -0.1}, {"norm_epsilon": 0.0}, {"position_offset": -1}, {"d_embedding": 2.0}, {"n_head": 2}, {"std": 0.0},
 ])  # fmt: skip
 def test_bad_settings(settings):
     with pytest.raises(ConfigError, match="expected|multiple|unknown"):
