@@ -139,9 +139,7 @@ def word_groups(allowed: np.ndarray, continues_word: np.ndarray) -> list[np.ndar
     return np.split(places, starts[1:]) if len(places) else []
 
 
-def ngram_groups(
-    words: Sequence[np.ndarray], longest_ngram: int, generator: np.random.Generator
-) -> list[np.ndarray]:
+def ngram_groups(words: Sequence[np.ndarray], longest_ngram: int, generator: np.random.Generator) -> list[np.ndarray]:
     """Cut a text into runs of words whose lengths are random, n with a probability proportional to 1 / n.
 
     A run ends early where the words do not touch, or where there are no more. ALBERT's code draws the length of a run

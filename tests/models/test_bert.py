@@ -144,7 +144,8 @@ def test_dropout_and_seeds():
 
 @pytest.mark.parametrize("settings", [
     {"n_heads": 3}, {"vocab_size": 0}, {"n_segments": 0}, {"feed_forward": "swiglu"}, {"kernels": "fast"},
-    {"dropout": -0.1}, {"norm_epsilon": 0.0}, {"position_offset": -1}, {"d_embedding": 2.0}, {"n_head": 2}, {"std": 0.0},
+    {"dropout": -0.1}, {"norm_epsilon": 0.0}, {"position_offset": -1}, {"d_embedding": 2.0}, {"n_head": 2},
+    {"std": 0.0},
 ])  # fmt: skip
 def test_bad_settings(settings):
     with pytest.raises(ConfigError, match="expected|multiple|unknown"):
