@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("bpe", "train_step", "generation", "recipe", "dedup", "ngram", "attention", "hmm", "word2vec")
+NAMES = (
+    "bpe", "train_step", "generation", "recipe", "dedup", "ngram", "hmm", "word2vec", "lstm", "attention", "models",
+)  # fmt: skip
 EXTRAS = {"ngram": ("kenlm", "oracle-lm")}  # a benchmark, the package it needs besides, and the extra that has it
 
 

@@ -120,7 +120,8 @@ def _draw(axes, panel: Panel) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
-    axes.legend()
+    beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": "small"}
+    axes.legend(**(beside if len(panel.lines) > 5 else {}))  # too many names would cover the curves
 
 
 def plot_bars(
@@ -149,6 +150,7 @@ def plot_bars(
         smallest = min([*values.values(), *([floor[1]] if floor else [])])
         axes.set_xlim(smallest / 2, max(values.values()) * 2)
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("" if max(values.values()) > 10 * smallest else "{x:g}")
         axes.grid(axis="y", visible=False)
         if floor is not None:
             axes.axvline(floor[1], color=COLOURS[1], linewidth=1.8, linestyle="--", label=f"{floor[0]}: {floor[1]:.3f}")
