@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minillm.models.gpt import GPT, GPTConfig
 from minillm.models.registry import flops_per_token, model_config
+from minillm.nn.onednn_linear import use_onednn
 from minillm.runtime import DTYPES, matmul_flops_per_second
 from minillm.train.clip import clip_gradients
 from minillm.train.loss import kernel_cross_entropy
@@ -65,6 +66,7 @@ def text_batches(config: GPTConfig, batch_size: int, path: Path, seed: int = 0) 
 def our_step(config: GPTConfig, next_batch: Callable[[], tuple[Tensor, Tensor]], kind: str) -> Callable[[], float]:
     """A function that makes one training step of ours and returns the loss in nats."""
     model = GPT(config, torch.Generator().manual_seed(0))
+    use_onednn(model)
     optimizer = AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     parameters = list(model.parameters())
 

@@ -77,6 +77,9 @@ QUICK = Budget(
 )  # fmt: skip
 
 
+DECODERS = (("GPT-2 style", "gpt2", 0.006), ("BLOOM style", "bloom", 0.006), ("GPT, modern", "modern", 0.0))
+
+
 def all_rungs(text: LadderText, quick: bool = False, progress: bool = False) -> list[Rung]:
     """Every model of the course, with the shape and budget that fit the text.
 
@@ -101,7 +104,7 @@ def network_rungs(budget: Budget, progress: bool = False) -> list[Rung]:
     recurrent = [Rung(kind.upper(), partial(_fit_recurrent, kind, budget, progress)) for kind in ("rnn", "gru", "lstm")]
     decoders = [
         Rung(name, partial(_fit_decoder, family, rate, budget, progress))
-        for name, family, rate in (("GPT-2 style", "gpt2", 0.006), ("GPT, modern", "modern", 0.0))
+        for name, family, rate in DECODERS
     ]
     return [hidden_states, feed_forward, *recurrent, *decoders]
 

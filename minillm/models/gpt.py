@@ -391,6 +391,8 @@ class GPT(nn.Module):
         torch.Size([1, 3, 5])
     """
 
+    product = staticmethod(F.linear)  # of the head, as in `Linear`
+
     def __init__(self, config: GPTConfig, generator: torch.Generator | None = None):
         super().__init__()
         self.config = config
@@ -466,7 +468,7 @@ class GPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token from the last vectors: (..., C) -> (..., V)."""
         weight = self.token_embedding.weight if self.head is None else self.head.weight
-        return cap_logits(F.linear(hidden, weight), self.config.logit_cap)
+        return cap_logits(self.product(hidden, weight), self.config.logit_cap)
 
     def embed(
         self,

@@ -16,6 +16,7 @@ from minillm.nn.linear import Linear
 from minillm.nn.norm import RMSNorm
 from minillm.nn.position import check_layout, rotate
 from minillm.nn.relative_position import alibi_bias, alibi_slopes
+from minillm.nn.row_kernels import Rotation, are_faster
 from minillm.nn.sparse_patterns import distances_of_last, window_mask
 from minillm.nn.tiled_attention import tiled_attention
 from minillm.shapes import check_shape
@@ -373,8 +374,14 @@ class SelfAttention(nn.Module):
         if self.stretch != 1.0:
             query = query * self.stretch
         if rotation is not None:
-            query, key = rotate(query, *rotation, self.rotary_layout), rotate(key, *rotation, self.rotary_layout)
+            query, key = self.rotated(query, *rotation), self.rotated(key, *rotation)
         return query, key, value
+
+    def rotated(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        """`rotate` queries or keys (B, H, T, D), by the fast path that equals it where there is one."""
+        if self.rotary_layout == "halves" and self.kernels != "naive" and are_faster(x):
+            return Rotation.apply(x, cosine, sine)
+        return rotate(x, cosine, sine, self.rotary_layout)
 
 
 class CrossAttention(nn.Module):

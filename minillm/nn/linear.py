@@ -34,6 +34,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class Linear(nn.Module):
     """A learned linear map from `d_in` to `d_out` numbers.
 
+    `product` is what multiplies; `minillm.nn.onednn_linear.use_onednn` puts a faster one in its place.
+
     Args:
         d_in: width of the input.
         d_out: width of the output.
@@ -41,6 +43,8 @@ class Linear(nn.Module):
         std: standard deviation of the normal initial weights; 0 starts the layer at zero.
         generator: where the initial weights come from; None is torch's own default generator.
     """
+
+    product = staticmethod(F.linear)
 
     def __init__(
         self,
@@ -56,7 +60,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., d_in) to (..., d_out)."""
-        return F.linear(x, self.weight, self.bias)
+        return self.product(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         d_out, d_in = self.weight.shape

@@ -19,6 +19,7 @@ from minillm.infer.generate import generate
 from minillm.infer.sampling import SamplingConfig
 from minillm.models.gpt import GPT, GPTConfig
 from minillm.models.registry import flops_per_token, memory_bytes, model_config, parameters
+from minillm.nn.onednn_linear import use_onednn
 from minillm.plots import Line, Panel, plot_panels, running_mean
 from minillm.runtime import choose_device, choose_dtype, generator, matmul_flops_per_second
 from minillm.tokenizers.loading import load_tokenizer
@@ -183,6 +184,8 @@ def train_run(settings: Settings, texts: Texts, hooks: tuple[Hook, ...] = ()) ->
         batches = batches_of(settings, tokens)
         config = shape_of(settings, tokenizer.vocab_size)
         model = GPT(config, generator(settings.seed)).to(device)
+        if not settings.compile:  # the compiler chooses for itself
+            use_onednn(model)
         recipe = choose_recipe(
             settings.model, settings.optimizer, settings.learning_rate, settings.warmup_steps, settings.weight_decay
         )
