@@ -116,7 +116,23 @@ class Sight:
             yield slice(start, min(start + self.n_rows, self.n_queries))
 
     def column_blocks(self, rows: slice) -> Iterator[slice]:
-        """The blocks of keys of which some query of `rows` may see some key."""
+        """The blocks of keys that the queries of `rows` must visit.
+
+        Counted from the first key that any of them may see (key 0, or where the first query's window begins) to the
+        last (the last query's own position if causal, else the last of all), `n_columns` keys in a block and in the
+        last one what is left. Blocks that the mask hides from all these queries are left out; it can be `cut`.
+
+        Args:
+            rows: positions among the queries, which are the last `n_queries` of the `n_keys` positions.
+
+        Yields:
+            Slices of the keys.
+
+        Example:
+            >>> sight = Sight(6, 8, n_rows=2, n_columns=3, causal=True, window=5, mask=None, slopes=None)
+            >>> list(sight.column_blocks(slice(2, 4)))  # the queries stand at positions 4 and 5
+            [slice(0, 3, None), slice(3, 6, None)]
+        """
         past = self.n_keys - self.n_queries
         end = min(self.n_keys, rows.stop + past) if self.causal else self.n_keys
         first = max(0, rows.start + past + 1 - self.window) if self.window else 0
