@@ -23,6 +23,7 @@ from minillm.infer.recurrent import generate_recurrent
 from minillm.models.gpt import GPT
 from minillm.models.lstm import RecurrentConfig, RecurrentLM
 from minillm.models.registry import model_config
+from minillm.nn.onednn_linear import use_onednn
 from minillm.tokenizers.chars import CharTokenizer
 from minillm.train.clip import clip_gradients
 from minillm.train.loss import kernel_cross_entropy
@@ -79,9 +80,11 @@ def speed(n_pairs: int) -> Claim:
         step()
         rate = BATCH_SIZE * SEQ_LEN / min(seconds_of(step) for _ in range(n_pairs))
         print(f"{kind}: {rate:,.0f} tokens/s at best", flush=True)
-    ours, peer = training_step(fresh_model()), training_step(Peer(fresh_model()))
+    mine, theirs = fresh_model(), Peer(fresh_model())
+    use_onednn(mine.layers)  # embedding and head stay the same modules on both sides
+    ours, peer = training_step(mine), training_step(theirs)
     losses = [(ours(), peer()) for _ in range(3)]
-    if any(abs(mine - theirs) > 1e-4 for mine, theirs in losses):
+    if any(abs(one - other) > 1e-4 for one, other in losses):
         raise SystemExit(f"the two sides do not compute the same: losses {losses}")
     our_seconds, peer_seconds = paired_seconds(ours, peer, n_pairs)
     rates = [BATCH_SIZE * SEQ_LEN / statistics.median(seconds) for seconds in (our_seconds, peer_seconds)]

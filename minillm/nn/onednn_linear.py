@@ -7,6 +7,8 @@ rounding, so a model trained this way is as good as the other and not the same t
 Dimensions: N rows (all leading dimensions together).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -16,6 +18,20 @@ from torch.nn import functional as F
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight^T + bias, without a derivative; (N, d_in), (d_out, d_in) and (d_out,) to (N, d_out), fp32."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def packed_product(weight: Tensor, n_rows: int) -> Callable[[Tensor], Tensor]:
+    """`product` with one weight, made for many calls: the weight is put in oneDNN's own order first.
+
+    Args:
+        weight: (d_out, d_in), fp32.
+        n_rows: N of the calls.
+
+    Returns:
+        a function from (N, d_in) to (N, d_out).
+    """
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, n_rows)
+    return lambda x: product(x, packed)
 
 
 class OneDNNLinear(torch.autograd.Function):
@@ -48,15 +64,19 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     Returns:
         (..., d_out).
     """
-    narrow = x.dtype != torch.float32 or weight.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
-    if narrow or x.device.type != "cpu" or x.numel() == 0:
+    if torch.is_autocast_enabled(x.device.type) or not fits_onednn(x, weight):
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])                              # (N, d_in)
     return OneDNNLinear.apply(rows, weight, bias).view(*x.shape[:-1], weight.shape[0])  # (..., d_out)
 
 
+def fits_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether both are fp32 on the CPU, and there is something to multiply."""
+    return x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
+
+
 def use_onednn(model: nn.Module) -> int:
-    """Let all linear maps of a model, its head too, multiply by `onednn_linear`, if this machine has it.
+    """Let all linear maps of a model, those of recurrent layers and its head too, multiply by oneDNN, if it is here.
 
     Args:
         model: changed in place; weights, names and checkpoints stay what they are. Maps in other number types or on a

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from minillm.errors import ConfigError, ShapeError
 from minillm.nn.linear import linear
+from minillm.nn.onednn_linear import fits_onednn, onednn_linear
 from minillm.nn.recurrent_cells import STEPS, State, run_steps
 from minillm.nn.recurrent_fused import FUSED
 from minillm.shapes import check_shape
@@ -53,6 +54,8 @@ class Recurrent(nn.Module):
         >>> outputs.shape, cell.shape, torch.equal(outputs[:, -1], hidden[-1])
         (torch.Size([1, 5, 4]), torch.Size([2, 1, 4]), True)
     """
+
+    product = staticmethod(F.linear)  # as in `Linear`
 
     def __init__(
         self,
@@ -137,7 +140,8 @@ class Recurrent(nn.Module):
         with torch.autocast(below.device.type, enabled=False):     # 64 products in a row lose too much in 16 bits
             if self.kernels == "naive":
                 return run_steps(self.kind, linear(below, weight_ih, bias_ih), before, weight_hh, bias_hh, starts)
-            return FUSED[self.kind](below, before, weight_ih, weight_hh, bias_ih, bias_hh, starts)
+            onednn = self.product is onednn_linear and fits_onednn(below, weight_hh)
+            return FUSED[self.kind](below, before, weight_ih, weight_hh, bias_ih, bias_hh, starts, onednn)
 
     def check_input(self, x: Tensor, state: State, lengths: Tensor | None, starts: Tensor | None) -> None:
         """Check the arguments of `forward`.

@@ -9,6 +9,7 @@ from minillm.nn import onednn_linear as subject
 from minillm.nn.attention import SelfAttention
 from minillm.nn.linear import Linear
 from minillm.nn.onednn_linear import onednn_linear, onednn_works, use_onednn
+from minillm.nn.recurrent import Recurrent
 
 needs_kernel = pytest.mark.skipif(not onednn_works(), reason="torch has no oneDNN product here")
 
@@ -95,3 +96,35 @@ def missing(*arguments):
 
 def test_nothing_to_change():
     assert use_onednn(nn.Tanh()) == 0
+
+
+@needs_kernel
+@pytest.mark.parametrize("kind", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("n_steps", [1, 12])
+def test_recurrent_layers_learn_the_same(kind, n_steps):
+    plain, fast = (Recurrent(kind, 5, 6, n_layers=2, generator=torch.Generator().manual_seed(0)) for _ in range(2))
+    assert use_onednn(fast) == 1
+    x, starts = rand(3, n_steps, 5), torch.rand(3, n_steps, generator=torch.Generator().manual_seed(2)) < 0.2
+    results = []
+    for module in (plain, fast):
+        leaf = x.clone().requires_grad_()
+        outputs, state = module(leaf, starts=starts)
+        (outputs.square().sum() + sum(each.sum() for each in state)).backward()
+        gradients = [leaf.grad, *(parameter.grad for parameter in module.parameters())]
+        results.append([outputs.detach(), *(each.detach() for each in state), *gradients])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(results[0][-4], results[1][-4]) or n_steps == 1  # the other product was really used
+    double = fast.double()
+    assert torch.isfinite(double(x.double())[0]).all()  # other number types go on as before
+
+
+@needs_kernel
+def test_frozen_recurrent_weights_get_no_gradient():
+    layer = Recurrent("lstm", 4, 4)
+    use_onednn(layer)
+    for parameter in layer.parameters():
+        parameter.requires_grad_(False)
+    x = rand(2, 3, 4).requires_grad_()
+    layer(x)[0].sum().backward()
+    assert x.grad.abs().sum() > 0 and all(parameter.grad is None for parameter in layer.parameters())
