@@ -10,7 +10,7 @@ from minillm.config import setting
 class Settings:
     """Write a run's model and tokenizer as a folder that transformers opens, with equal logits and ids.
 
-    Models of the family modern have no class there and are refused with the reason; gpt2 and llama have one.
+    Models of the family modern have no class there and are refused with the reason; all others have one.
     """
 
     run: Path = setting(Path("runs/stories-en-llama-tiny"), "folder of the run", positional=True)
