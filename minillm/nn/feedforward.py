@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from minillm.errors import ConfigError
 from minillm.nn import functional
 from minillm.nn.linear import Linear, linear
-from minillm.nn.row_kernels import GatedSilu, are_faster
 
 FEED_FORWARDS = ("gelu", "gelu_exact", "relu", "relu2", "swiglu", "geglu")
 GATED = ("swiglu", "geglu")
@@ -185,14 +184,8 @@ class FeedForward(nn.Module):
         """Map (..., C) to (..., C)."""
         hidden = self.up(x)                                        # (..., F)
         if self.gate is not None:
-            return self.down(self.gated(self.gate(x), hidden))
+            return self.down(self.activate(self.gate(x)) * hidden)
         return self.down(self.activate(hidden))
-
-    def gated(self, gate: Tensor, hidden: Tensor) -> Tensor:
-        """What the gate lets through, both (..., F)."""
-        if self.kind == "swiglu" and self.kernels != "naive" and are_faster(gate) and gate.dtype == hidden.dtype:
-            return GatedSilu.apply(gate, hidden)
-        return self.activate(gate) * hidden
 
     def activate(self, hidden: Tensor) -> Tensor:
         """The nonlinearity of this kind, on (..., F)."""

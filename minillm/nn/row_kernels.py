@@ -1,10 +1,10 @@
 """Passes over large tensors on a CPU, a block at a time, with their derivatives by hand.
 
-Written one operation after the other, a norm or a gate sends a tensor larger than the cache to memory and back for
+Written one operation after the other, a norm sends a tensor larger than the cache to memory and back for
 every operation. Here all operations of a block are done before the next block begins, so that only what goes in and
 what comes out travels. Each class stands beside the readable function that it equals.
 
-Dimensions: N rows (all leading dimensions together), C and F widths of a row; B H T D as in `minillm.nn.attention`.
+Dimensions: N rows (all leading dimensions together), C width of a row; B H T D as in `minillm.nn.attention`.
 """
 
 import math
@@ -74,34 +74,6 @@ class RMSRows(torch.autograd.Function):
             along = (slope * normed[block]).mean(dim=-1, keepdim=True)  # (N, 1)
             torch.addcmul(slope, normed[block], along, value=-1, out=by_x[block]).mul_(scale[block])
         return by_x.view(gradient.shape), by_weight, None
-
-
-class GatedSilu(torch.autograd.Function):
-    """silu(gate) * up, the middle of a SwiGLU layer; keeps its two inputs and nothing else.
-
-    With s = silu(gate), the gradient by up is g * s and that by gate is g * up * s'(gate).
-    """
-
-    @staticmethod
-    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
-        gates, ups = gate.reshape(-1, gate.shape[-1]), up.reshape(-1, up.shape[-1])  # (N, F) both
-        result = torch.empty_like(gates)                           # (N, F)
-        for block in blocks(*gates.shape):
-            torch.mul(torch.nn.functional.silu(gates[block]), ups[block], out=result[block])
-        ctx.save_for_backward(gates, ups)
-        return result.view(gate.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        gates, ups = ctx.saved_tensors
-        rows = gradient.reshape(gates.shape)                       # (N, F)
-        by_gate, by_up = torch.empty_like(gates), torch.empty_like(ups)
-        for block in blocks(*gates.shape):
-            torch.mul(rows[block], torch.nn.functional.silu(gates[block]), out=by_up[block])
-            slope = rows[block] * ups[block]                       # (N, F), fewer rows
-            by_gate[block] = torch.ops.aten.silu_backward(slope, gates[block])
-        return by_gate.view(gradient.shape), by_up.view(gradient.shape)
 
 
 class Rotation(torch.autograd.Function):
