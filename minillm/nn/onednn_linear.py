@@ -86,6 +86,7 @@ def use_onednn(model: nn.Module) -> int:
         How many maps were changed; 0 where torch lacks the product or it is wrong.
 
     Example:
+        >>> from minillm.nn.linear import Linear
         >>> use_onednn(nn.Sequential(Linear(2, 3), nn.Tanh())) <= 1
         True
     """
