@@ -208,6 +208,7 @@ class RingCache(KVCache):
         kept = torch.arange(max(self.length, end - n_slots), end, device=key.device)  # (N,)
         seen = []
         for stored, new in ((self.keys[layer], key), (self.values[layer], value)):
-            seen.append(torch.cat((stored[:, :, past], new), dim=2))  # (B, G, S, D)
+            whole = torch.cat((stored[:, :, past], new), dim=2)    # (B, G, S, D)
+            seen.append(whole)
             stored[:, :, kept % n_slots] = new[:, :, kept - self.length].to(stored.dtype)
         return seen[0], seen[1]

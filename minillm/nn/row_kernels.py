@@ -4,7 +4,7 @@ Written one operation after the other, a norm sends a tensor larger than the cac
 every operation. Here all operations of a block are done before the next block begins, so that only what goes in and
 what comes out travels. Each class stands beside the readable function that it equals.
 
-Dimensions: N rows (all leading dimensions together), C width of a row; B H T D as in `minillm.nn.attention`.
+Dimensions: N rows (all leading dimensions together), M rows of a block, C width of a row; B H T D as in `minillm.nn.attention`.
 """
 
 import math
@@ -51,8 +51,8 @@ class RMSRows(torch.autograd.Function):
         normed, scale = torch.empty_like(rows), rows.new_empty(rows.shape[0], 1)
         result = normed if weight is None else torch.empty_like(rows, dtype=(rows[:0] * weight).dtype)  # (N, C)
         for block in blocks(*rows.shape):
-            part = rows[block]                                     # (N, C), fewer rows
-            mean_square = torch.linalg.vecdot(part, part)[:, None] / rows.shape[1]  # (N, 1)
+            part = rows[block]                                     # (M, C)
+            mean_square = torch.linalg.vecdot(part, part)[:, None] / rows.shape[1]  # (M, 1)
             torch.rsqrt(mean_square + epsilon, out=scale[block])
             torch.mul(part, scale[block], out=normed[block])
             if weight is not None:
@@ -67,11 +67,11 @@ class RMSRows(torch.autograd.Function):
         rows = gradient.reshape(normed.shape)                      # (N, C)
         by_x, by_weight = torch.empty_like(normed), None if weight is None else torch.zeros_like(weight)
         for block in blocks(*normed.shape):
-            slope = rows[block]                                    # (N, C), fewer rows
+            slope = rows[block]                                    # (M, C)
             if weight is not None:
                 by_weight += (slope * normed[block]).sum(dim=0)
-                slope = slope * weight                             # (N, C)
-            along = (slope * normed[block]).mean(dim=-1, keepdim=True)  # (N, 1)
+                slope = slope * weight                             # (M, C)
+            along = (slope * normed[block]).mean(dim=-1, keepdim=True)  # (M, 1)
             torch.addcmul(slope, normed[block], along, value=-1, out=by_x[block]).mul_(scale[block])
         return by_x.view(gradient.shape), by_weight, None
 
