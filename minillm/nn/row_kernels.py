@@ -4,7 +4,8 @@ Written one operation after the other, a norm sends a tensor larger than the cac
 every operation. Here all operations of a block are done before the next block begins, so that only what goes in and
 what comes out travels. Each class stands beside the readable function that it equals.
 
-Dimensions: N rows (all leading dimensions together), M rows of a block, C width of a row; B H T D as in `minillm.nn.attention`.
+Dimensions: N rows (all leading dimensions together), M rows of a block, C width of a row; B H T D as in
+`minillm.nn.attention`.
 """
 
 import math
