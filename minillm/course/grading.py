@@ -35,6 +35,7 @@ from minillm.errors import CourseError, DataError
 SCHEMA = 1
 MAX_SOURCE_BYTES = 1 << 20
 N_HIDDEN_SEEDS = 2
+ONE_FOLDER = threading.Lock()  # a process has one working folder, however many graders and threads it has
 
 
 @dataclass(frozen=True)
@@ -306,7 +307,7 @@ class Grader:
         """How long the library's own function takes for the task's tests on this machine, measured once."""
         with self._lock:
             if task.id not in self._reference_seconds:
-                with tempfile.TemporaryDirectory() as folder, chdir(folder):
+                with ONE_FOLDER, tempfile.TemporaryDirectory() as folder, chdir(folder):
                     begin = time.process_time()
                     run_checks(self.checks[task.id], library_impl(self.chapter), self.seeds[:1], task, None)
                     n_seeds = len(self.seeds) + (N_HIDDEN_SEEDS if self.secret else 0)

@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -303,3 +306,18 @@ def test_pytest_says_the_same(reference, tmp_path):
     mine = subprocess.run([*words, f"--solution={tmp_path / 'mine.py'}"], cwd=ROOT, capture_output=True, text=True)
     assert mine.returncode == 1 and f"points  {chapter.points - weights.points}/{chapter.points}" in mine.stdout
     assert f"task {weights.id}: " in mine.stdout and "Traceback" not in mine.stdout
+
+
+def test_graders_in_several_threads_share_one_working_folder_in_turn(clone, monkeypatch):
+    where, seen = os.getcwd(), []
+
+    def slow_checks(*_):
+        seen.append(os.getcwd())
+        time.sleep(0.05)
+        assert os.getcwd() == seen[-1]
+
+    monkeypatch.setattr(grading, "run_checks", slow_checks)
+    graders = [Grader("90", root=clone) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda grader: grader.reference_seconds(grader.chapter.tasks[0]), graders))
+    assert len(set(seen)) == 4 and os.getcwd() == where
