@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
@@ -317,7 +318,7 @@ def test_graders_in_several_threads_share_one_working_folder_in_turn(clone, monk
         assert os.getcwd() == seen[-1]
 
     monkeypatch.setattr(grading, "run_checks", slow_checks)
-    graders = [Grader("90", root=clone) for _ in range(4)]
-    with ThreadPoolExecutor(4) as pool:
+    with ExitStack() as opened, ThreadPoolExecutor(4) as pool:
+        graders = [opened.enter_context(Grader("90", root=clone)) for _ in range(4)]
         list(pool.map(lambda grader: grader.reference_seconds(grader.chapter.tasks[0]), graders))
     assert len(set(seen)) == 4 and os.getcwd() == where
