@@ -8,10 +8,15 @@ from minillm.models.registry import model_config
 from minillm.nn import onednn_linear as subject
 from minillm.nn.attention import SelfAttention
 from minillm.nn.linear import Linear
-from minillm.nn.onednn_linear import onednn_linear, onednn_works, use_onednn
+from minillm.nn.onednn_linear import fits_onednn, onednn_linear, onednn_works, use_onednn
 from minillm.nn.recurrent import Recurrent
 
 needs_kernel = pytest.mark.skipif(not onednn_works(), reason="torch has no oneDNN product here")
+
+
+@pytest.fixture(autouse=True)
+def small_products_too(monkeypatch):
+    monkeypatch.setattr(subject, "SMALLEST", 0)
 
 
 def rand(*shape, seed=0):
@@ -92,6 +97,14 @@ def test_a_kernel_that_is_wrong_or_missing_is_not_used(monkeypatch):
 
 def missing(*arguments):
     raise AttributeError("no such operator")
+
+
+@needs_kernel
+def test_small_products_are_left_to_torch(monkeypatch):
+    x, weight = rand(3, 5), rand(4, 5, seed=1)
+    assert fits_onednn(x, weight)
+    monkeypatch.setattr(subject, "SMALLEST", 3 * 5 * 4 + 1)
+    assert not fits_onednn(x, weight) and torch.equal(onednn_linear(x, weight), F.linear(x, weight))
 
 
 def test_nothing_to_change():
