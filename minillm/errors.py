@@ -33,6 +33,10 @@ class TrainingError(MinillmError):
     """Training had to stop: the loss or the gradients are no longer finite."""
 
 
+class CommError(MinillmError):
+    """Ranks could not work together: one died, hung, left early, or came to a collective with something else."""
+
+
 class SamplingError(MinillmError):
     """A sampling setting is out of range, or the scores leave nothing to choose from."""
 

@@ -1,0 +1,320 @@
+"""Start several processes of one machine that talk to each other, and end all of them whatever happens.
+
+Works from a script, a test and a notebook cell. Processes are forked where that is safe (0.1 s), spawned otherwise (4 s).
+They meet through a file, so no port can be in use; what they print comes out in rank order; the first error is raised
+here; a rank that dies or hangs takes the others with it; and if this process dies, so do they.
+"""
+
+import contextlib
+import ctypes
+import io
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from minillm.errors import CommError, ConfigError
+from minillm.parallel.board import Board
+from minillm.parallel.comm import CommCounter, SlowLink
+from minillm.parallel.processes import join, leave
+
+GRACE_SECONDS = 2.0  # for the ranks that an error of another one is about to reach
+KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
+
+
+class RankDied(CommError):
+    """A rank ended without a word.
+
+    Attributes:
+        rank: which.
+        cause: the signal's name or "exit code N".
+    """
+
+    def __init__(self, rank: int, world_size: int, cause: str, output: str):
+        self.rank, self.cause = rank, cause
+        shown = f"; its last output:\n{output[-2000:]}" if output.strip() else ""
+        super().__init__(f"rank {rank} of {world_size} died ({cause}); the others were stopped{shown}")
+
+
+@dataclass(frozen=True)
+class Start:
+    """How ranks are started; see `launch`."""
+
+    world_size: int
+    backend: str
+    timeout_seconds: float
+    checked: bool
+    folder: str
+    counters: Sequence[CommCounter] | None = None
+    links: Sequence[SlowLink] | None = None
+
+    def output(self, rank: int) -> Path:
+        """Where a rank's prints go."""
+        return Path(self.folder) / f"output-{rank}"
+
+
+@dataclass
+class Running:
+    """One started rank, seen from the parent."""
+
+    process: Any
+    channel: Connection
+    result: Any = None
+    error: tuple[float, BaseException | None, str] | None = None
+    is_done: bool = False
+    death: str = field(default="")
+
+
+def launch(
+    function: Callable[..., Any],
+    world_size: int,
+    *args: Any,
+    backend: str = "gloo",
+    start_method: str = "auto",
+    timeout_seconds: float = 60.0,
+    limit_seconds: float = 0.0,
+    checked: bool = False,
+    links: Sequence[SlowLink] | None = None,
+    counters: Sequence[CommCounter] | None = None,
+    show_output: bool = True,
+) -> list[Any]:
+    """Run `function(comm, *args)` in `world_size` processes.
+
+    Args:
+        function: gets the world's `Comm` first; with "spawn" it must be importable, forked it may be a notebook's.
+        world_size: number of processes P.
+        args: handed on; each rank has copies.
+        backend: "gloo" or "nccl".
+        start_method: "fork", "spawn", or "auto": fork on Linux unless CUDA is in use.
+        timeout_seconds: a collective that takes longer is an error on the ranks that wait.
+        limit_seconds: the whole call may take so long; 0 means for ever (collectives end by themselves).
+        checked: ranks compare what they come with before each collective.
+        links: a slow wire for each rank, or None.
+        counters: one for each rank, or None; the ranks have copies: return `comm.counter` to see it.
+        show_output: print what the ranks printed, rank by rank, when all have ended.
+
+    Returns:
+        the results, picklable, in rank order; tensors come back as copies.
+
+    Raises:
+        RankDied: if a rank was killed or left without a result.
+        CommError: if ranks waited in vain, or the limit is over, naming the ranks that were not done.
+        Exception: the first error that a rank raised, with its traceback as a note.
+        ConfigError: if the world is empty or the start method unknown.
+    """
+    if world_size < 1:
+        raise ConfigError(f"world_size is {world_size}, expected 1 or more")
+    if start_method not in ("auto", "fork", "spawn"):
+        raise ConfigError(f"start_method is {start_method!r}, expected auto, fork or spawn")
+    if start_method == "auto":
+        start_method = "fork" if sys.platform == "linux" and not torch.cuda.is_initialized() else "spawn"
+    folder = tempfile.mkdtemp(prefix="minillm-ranks-")
+    start = Start(world_size, backend, timeout_seconds, checked, folder, counters, links)
+    ranks: list[Running] = []
+    try:
+        Board(Path(folder) / "board", world_size)
+        begin(ranks, start, start_method, function, args)
+        collect(ranks, start, limit_seconds)
+        release(ranks)
+        outputs = [read_output(start, rank) for rank in range(world_size)]
+        if show_output:
+            for rank, output in enumerate(outputs):
+                for line in output.splitlines():
+                    print(f"[rank {rank}] {line}")
+        return [rank.result for rank in ranks]
+    finally:
+        stop(ranks)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def begin(
+    ranks: list[Running], start: Start, start_method: str, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    """Start all processes, adding each to `ranks` at once, so that whoever fails can stop those that run."""
+    context = multiprocessing.get_context(start_method)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for rank in range(start.world_size):
+        mine, theirs = context.Pipe()
+        inherited = [running.channel for running in ranks] + [mine] if start_method == "fork" else []
+        process = context.Process(
+            target=be_rank, args=(rank, start, theirs, inherited, os.getpid(), function, args), daemon=True
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of fork beside threads
+            process.start()
+        theirs.close()
+        ranks.append(Running(process, mine))
+
+
+def collect(ranks: list[Running], start: Start, limit_seconds: float) -> None:
+    """Wait for all results, or raise the error that explains best why there are none."""
+    end = time.monotonic() + limit_seconds if limit_seconds else float("inf")
+    while not all(rank.is_done for rank in ranks):
+        waiting = {rank.channel: rank for rank in ranks if not rank.is_done}
+        now = time.monotonic()
+        ready = wait(list(waiting), timeout=None if end == float("inf") else max(0.0, end - now))
+        for channel in ready:
+            receive(waiting[channel])
+        failed = [rank for rank in ranks if rank.error is not None or rank.death]
+        if failed:
+            end = min(end, now + GRACE_SECONDS)
+        if not ready and time.monotonic() >= end:
+            break
+    raise_failure(ranks, start, limit_seconds)
+
+
+def receive(rank: Running) -> None:
+    """A rank's result, error or death."""
+    rank.is_done = True
+    try:
+        kind, content = rank.channel.recv()
+    except EOFError:
+        rank.process.join(GRACE_SECONDS)
+        code = rank.process.exitcode
+        if code is None:  # it closed its end and lives on: as good as dead
+            rank.process.kill()
+            rank.process.join()
+            code = rank.process.exitcode
+        rank.death = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return
+    if kind == "result":
+        rank.result = pickle.loads(content)  # noqa: S301, our own child wrote it
+        return
+    when, pickled, text = content
+    error = None
+    with contextlib.suppress(Exception):
+        error = pickle.loads(pickled)  # noqa: S301
+    rank.error = (when, error, text)
+
+
+def raise_failure(ranks: list[Running], start: Start, limit_seconds: float) -> None:
+    """A death explains more than an error, an error of the program more than one of communication."""
+    for number, rank in enumerate(ranks):
+        if rank.death:
+            raise RankDied(number, start.world_size, rank.death, read_output(start, number))
+    errors = [(rank.error[0], number) for number, rank in enumerate(ranks) if rank.error is not None]
+    if errors:
+        own = [pair for pair in errors if not isinstance(ranks[pair[1]].error[1], CommError)]
+        number = min(own or errors)[1]
+        _, error, text = ranks[number].error
+        note = f"raised on rank {number} of {start.world_size}:\n{text}"
+        if error is None:
+            raise CommError(note)
+        error.add_note(note)
+        raise error
+    late = [number for number, rank in enumerate(ranks) if not rank.is_done]
+    if late:
+        board = Board(Path(start.folder) / "board", start.world_size)
+        places = "; ".join(f"rank {number} ({board.read(number)})" for number in late)
+        raise CommError(f"not done after {limit_seconds:g} s and stopped: {places}")
+
+
+def release(ranks: list[Running]) -> None:
+    """All results are here: the ranks may close their connections."""
+    for rank in ranks:
+        with contextlib.suppress(OSError):
+            rank.channel.send("leave")
+    for rank in ranks:
+        rank.process.join(GRACE_SECONDS)
+
+
+def stop(ranks: list[Running]) -> None:
+    """End what still runs, and wait until it has ended."""
+    for rank in ranks:
+        if rank.process.is_alive():
+            rank.process.kill()
+    for rank in ranks:
+        rank.process.join()
+        rank.process.close()
+        rank.channel.close()
+
+
+def read_output(start: Start, rank: int) -> str:
+    """What a rank printed so far."""
+    path = start.output(rank)
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def be_rank(
+    rank: int,
+    start: Start,
+    channel: Connection,
+    inherited: list[Connection],
+    parent: int,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
+    """The life of a process: join, work, hand over the result, leave when the parent says so."""
+    torch.set_num_threads(1)  # first of all: a forked child hangs in the parent's OpenMP threads
+    die_with_parent(parent)
+    for other in inherited:
+        other.close()
+    redirect_output(start.output(rank))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+    try:
+        store = dist.FileStore(str(Path(start.folder) / "store"), start.world_size)
+        board = Board(Path(start.folder) / "board", start.world_size)
+        counter = None if start.counters is None else start.counters[rank]
+        link = None if start.links is None else start.links[rank]
+        world = join(
+            store, rank, start.world_size, start.backend, start.timeout_seconds, board, counter, link, start.checked
+        )
+        message = ("result", pickle.dumps(function(world, *args)))
+    except BaseException as error:
+        try:
+            pickled = pickle.dumps(error)
+        except Exception:
+            pickled = b""
+        message = ("error", (time.time(), pickled, traceback.format_exc()))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        channel.send(message)
+        channel.recv()  # nobody leaves while another may still wait for a message
+    except (OSError, EOFError):
+        return
+    leave()
+
+
+def redirect_output(path: Path) -> None:
+    """Send both streams, Python's and those of libraries, to a file."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), encoding="utf-8", line_buffering=True)
+    sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), encoding="utf-8", line_buffering=True)
+
+
+def die_with_parent(parent: int) -> None:
+    """End this process when the one that started it ends, however it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(KILL_WITH_PARENT, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,227 @@
+"""Ranks as threads of one process: the same `Comm`, through shared memory, for debuggers and for graded exercises.
+
+Nothing is faster for it; but a breakpoint works, nothing must be picklable, and a hanging rank is a line in a traceback.
+"""
+
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minillm.errors import CommError, ConfigError
+from minillm.parallel.comm import Comm, CommCounter, SlowLink
+
+
+class World:
+    """What the threads share: a meeting point for each group and a letter box for each pair of ranks and tag.
+
+    Args:
+        world_size: number of threads P.
+        timeout_seconds: after which who waits gives up.
+    """
+
+    def __init__(self, world_size: int, timeout_seconds: float):
+        self.ranks, self.timeout_seconds = list(range(world_size)), timeout_seconds
+        self.lock = threading.Lock()
+        self.meetings: dict[tuple[int, ...], Meeting] = {}
+        self.boxes: dict[tuple[int, int, int], queue.Queue] = defaultdict(queue.Queue)
+        self.failed = threading.Event()
+
+    def meeting(self, ranks: Sequence[int]) -> "Meeting":
+        """The meeting point of a group."""
+        with self.lock:
+            return self.meetings.setdefault(tuple(ranks), Meeting(len(ranks), self.timeout_seconds))
+
+    def box(self, source: int, target: int, tag: int) -> queue.Queue:
+        """The letter box from one rank to another."""
+        with self.lock:
+            return self.boxes[source, target, tag]
+
+    def fail(self) -> None:
+        """Wake all who wait: a rank has failed."""
+        self.failed.set()
+        with self.lock:
+            for meeting in self.meetings.values():
+                meeting.barrier.abort()
+
+
+class Meeting:
+    """Where the threads of a group show each other what they have."""
+
+    def __init__(self, size: int, timeout_seconds: float):
+        self.barrier = threading.Barrier(size, timeout=timeout_seconds)
+        self.shown: list[Any] = [None] * size
+
+    def exchange(self, place: int, value: Any) -> list:
+        """What everybody shows, in rank order.
+
+        Raises:
+            RuntimeError: if somebody does not come in time.
+        """
+        self.shown[place] = value
+        try:
+            self.barrier.wait()
+            everything = list(self.shown)
+            self.barrier.wait()
+        except threading.BrokenBarrierError as error:
+            raise RuntimeError("timed out, or another rank failed") from error
+        return everything
+
+
+class Letter:
+    """A receive that has begun."""
+
+    def __init__(self, world: World, box: queue.Queue, tensor: Tensor):
+        self.world, self.box, self.tensor = world, box, tensor
+
+    def is_completed(self) -> bool:
+        return not self.box.empty()
+
+    def wait(self) -> None:
+        waited = 0.0
+        while True:
+            try:
+                content = self.box.get(timeout=0.05)
+                break
+            except queue.Empty:
+                waited += 0.05
+                if self.world.failed.is_set() or waited > self.world.timeout_seconds:
+                    raise RuntimeError("timed out, or another rank failed") from None
+        if content.shape != self.tensor.shape or content.dtype != self.tensor.dtype:
+            raise RuntimeError(
+                f"{content.dtype} {tuple(content.shape)} came, expected {self.tensor.dtype} {tuple(self.tensor.shape)}"
+            )
+        with torch.no_grad():
+            self.tensor.copy_(content)
+
+
+class ThreadBackend:
+    """Collectives among threads; see `comm.Backend`. Sums are in rank order, the same bits on every rank."""
+
+    device = torch.device("cpu")
+    group = None
+
+    def __init__(self, world: World, rank: int, ranks: Sequence[int]):
+        self.world, self.rank, self.ranks = world, rank, list(ranks)
+        self.place = self.ranks.index(rank)
+        self.meeting = world.meeting(ranks)
+
+    @torch.no_grad()
+    def all_reduce(self, tensor: Tensor, op: str) -> None:
+        tensor.copy_(combined(self.exchange(tensor), op))
+
+    @torch.no_grad()
+    def reduce_scatter(self, output: Tensor, tensor: Tensor, op: str) -> None:
+        whole = combined(self.exchange(tensor), op)
+        output.copy_(whole.reshape(len(self.ranks), -1)[self.place].view_as(output))
+
+    @torch.no_grad()
+    def all_gather(self, output: Tensor, tensor: Tensor) -> None:
+        output.copy_(torch.cat([part.flatten() for part in self.exchange(tensor)]).view_as(output))
+
+    @torch.no_grad()
+    def all_to_all(self, output: Tensor, tensor: Tensor) -> None:
+        parts = [other.reshape(len(self.ranks), -1)[self.place] for other in self.exchange(tensor)]
+        output.copy_(torch.cat(parts).view_as(output))
+
+    @torch.no_grad()
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        tensor.copy_(self.exchange(tensor)[self.ranks.index(source)])
+
+    def send(self, tensor: Tensor, target: int, tag: int) -> None:
+        self.world.box(self.rank, target, tag).put(tensor.detach().clone())
+
+    def recv(self, tensor: Tensor, source: int, tag: int) -> Letter:
+        return Letter(self.world, self.world.box(source, self.rank, tag), tensor)
+
+    def all_objects(self, value: object) -> list:
+        return self.meeting.exchange(self.place, value)
+
+    def subgroups(self, groups: Sequence[Sequence[int]]) -> "ThreadBackend":
+        mine = [ranks for ranks in groups if self.rank in ranks]
+        if len(mine) != 1:
+            raise ConfigError(f"rank {self.rank} is in {len(mine)} of the groups {groups}, expected one")
+        return ThreadBackend(self.world, self.rank, mine[0])
+
+    def exchange(self, tensor: Tensor) -> list[Tensor]:
+        """Copies of everybody's tensor; refuses different shapes and dtypes, which gloo would not."""
+        tensors = self.meeting.exchange(self.place, tensor.detach().clone())
+        kinds = [(other.dtype, tuple(other.shape)) for other in tensors]
+        if len(set(kinds)) > 1:
+            raise RuntimeError(f"the ranks came with {', '.join(f'{dtype} {shape}' for dtype, shape in kinds)}")
+        return tensors
+
+
+def combined(tensors: list[Tensor], op: str) -> Tensor:
+    """Sum, maximum or minimum over a list, in its order."""
+    stacked = torch.stack(tensors)
+    if op in ("max", "min"):
+        return stacked.amax(0) if op == "max" else stacked.amin(0)
+    total = tensors[0].clone()
+    for tensor in tensors[1:]:
+        total += tensor
+    return total
+
+
+def launch_threads(
+    function: Callable[..., Any],
+    world_size: int,
+    *args: Any,
+    counters: Sequence[CommCounter] | None = None,
+    links: Sequence[SlowLink] | None = None,
+    timeout_seconds: float = 20.0,
+) -> list[Any]:
+    """`function(comm, *args)` in `world_size` threads; the same contract as `launch.launch`.
+
+    Args:
+        function: any callable; it gets the world's `Comm` first.
+        world_size: number of threads P.
+        args: handed on, the same objects to all.
+        counters: one per rank, or None.
+        links: one per rank, or None.
+        timeout_seconds: after which a rank that waits gives up.
+
+    Returns:
+        the results in rank order.
+
+    Raises:
+        CommError: if ranks did not come to a collective; any other error of a rank is raised as it was.
+
+    Example:
+        >>> def share(comm):
+        ...     number = torch.tensor([comm.rank + 1.0])
+        ...     comm.all_reduce(number)
+        ...     return number.item()
+        >>> launch_threads(share, 3)
+        [6.0, 6.0, 6.0]
+    """
+    if world_size < 1:
+        raise ConfigError(f"world_size is {world_size}, expected 1 or more")
+    world = World(world_size, timeout_seconds)
+    results: list[Any] = [None] * world_size
+    errors: list[tuple[int, BaseException]] = []
+
+    def run(rank: int) -> None:
+        counter = None if counters is None else counters[rank]
+        link = None if links is None else links[rank]
+        backend = ThreadBackend(world, rank, world.ranks)
+        try:
+            results[rank] = function(Comm(backend, "world", counter, link, timeout_seconds=timeout_seconds), *args)
+        except BaseException as error:
+            errors.append((rank, error))
+            world.fail()
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in world.ranks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        rank, error = next((pair for pair in errors if not isinstance(pair[1], CommError)), errors[0])
+        error.add_note(f"raised on rank {rank} of {world_size}")
+        raise error
+    return results
