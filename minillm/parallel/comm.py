@@ -1,7 +1,7 @@
 """A group of ranks and what they say to each other: the collectives of PyTorch under one name each, counted and timed.
 
 A `Comm` is handed to everything in this package; there is no group in a global variable. What is sent through it can be
-counted (`CommCounter`), slowed down as on a real wire (`SlowLink`), and checked for ranks that come with something else.
+counted (`CommCounter`), slowed down as on a real wire (`SlowLink`), and checked: do all ranks come with the same thing?
 
 Dimensions: P ranks of the group, N numbers in a tensor.
 """
@@ -36,8 +36,8 @@ class CommCounter:
     """What this rank has asked for, in order.
 
     `sent_bytes` of a collective is the volume of a ring, whatever the backend does: with P ranks and S bytes in the
-    whole tensor, (P - 1) / P * S for reduce-scatter and all-gather, twice that for all-reduce, S for a send. (Gloo's own
-    reduce-scatter sends as much as its all-reduce; rings by hand send through `send`, which is counted as it is.)
+    whole tensor, (P - 1) / P * S for reduce-scatter and all-gather, twice that for all-reduce, S for a send. (Gloo's
+    own reduce-scatter sends as much as its all-reduce; rings by hand go through `send`, which is counted as it is.)
 
     Example:
         >>> counter = CommCounter()
@@ -176,7 +176,7 @@ class Backend(Protocol):
 class Comm:
     """Ranks that talk to each other, seen from one of them.
 
-    Collectives must be called by all ranks of the group in the same order. Those with `async_op=True` return a `Pending`.
+    All ranks of the group must call collectives in the same order. With `async_op=True` they return a `Pending`.
 
     Args:
         backend: who carries it out.

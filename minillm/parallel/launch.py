@@ -1,6 +1,6 @@
 """Start several processes of one machine that talk to each other, and end all of them whatever happens.
 
-Works from a script, a test and a notebook cell. Processes are forked where that is safe (0.1 s), spawned otherwise (4 s).
+Works from a script, a test and a notebook cell. Processes are forked where that is safe (0.1 s), else spawned (4 s).
 They meet through a file, so no port can be in use; what they print comes out in rank order; the first error is raised
 here; a rank that dies or hangs takes the others with it; and if this process dies, so do they.
 """

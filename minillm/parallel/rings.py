@@ -154,5 +154,5 @@ def parts_of(tensor: Tensor, comm: Comm) -> list[Tensor]:
         ShapeError: unless the tensor has one dimension and is contiguous.
     """
     if tensor.dim() != 1 or not tensor.is_contiguous():
-        raise ShapeError(f"a tensor {tuple(tensor.shape)}, expected one contiguous dimension: hand over tensor.view(-1)")
+        raise ShapeError(f"a tensor {tuple(tensor.shape)}, expected one contiguous dimension: give tensor.view(-1)")
     return [tensor[begin:end] for begin, end in part_bounds(tensor.numel(), comm.size)]

@@ -1,6 +1,6 @@
 """Ranks as threads of one process: the same `Comm`, through shared memory, for debuggers and for graded exercises.
 
-Nothing is faster for it; but a breakpoint works, nothing must be picklable, and a hanging rank is a line in a traceback.
+Nothing is faster for it; but a breakpoint works, and nothing must be picklable.
 """
 
 import queue
