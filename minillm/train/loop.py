@@ -31,6 +31,7 @@ Batches = Callable[[int], tuple[np.ndarray, np.ndarray]]
 Schedule = Callable[[int], float | Sequence[float]]
 Validate = Callable[[Callable[[], bool]], Mapping[str, float] | None]
 Sample = Callable[[Callable[[], bool]], str | None]
+Gradients = Callable[["Session", np.ndarray, np.ndarray], tuple[float, float, int]]
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ def train(
     tokenizer_fingerprint: str | None = None,
     generators: Mapping[str, AnyGenerator] | None = None,
     stop: StopSignals | None = None,
+    gradients: Gradients | None = None,
 ) -> TrainResult:
     """Train a model, or go on with training it, until `n_steps` or until a signal asks to stop.
 
@@ -155,6 +157,8 @@ def train(
         tokenizer_fingerprint: likewise.
         generators: whatever else draws random numbers, by name; PyTorch's own are always saved.
         stop: signals that are being watched already; None watches SIGTERM and SIGINT during the call.
+        gradients: what stands in the place of `gradients_of_batch` where one process has not the whole batch or model;
+            it returns the same numbers on every rank. `minillm.parallel.training` has one.
 
     Returns:
         how it ended.
@@ -171,6 +175,7 @@ def train(
         group.setdefault("initial_lr", group["lr"])
     progress = first_progress(checkpoints, parts, resume)
     session = Session(parts, batches, config, schedule, loss_sum, precision, list(hooks), checkpoints, progress)
+    session.gradients = gradients or gradients_of_batch
     session.duties = {kind: work for kind, work in (("validation", validate), ("sample", sample)) if work is not None}
     if stop is not None:
         return run_session(session, stop)
@@ -192,6 +197,7 @@ class Session:
     checkpoints: CheckpointFolder | None
     progress: Progress
     duties: dict[str, Callable] = field(default_factory=dict)
+    gradients: Gradients | None = None
     saved_step: int = -1
     loss: float = math.nan
     validation: dict[str, float] = field(default_factory=dict)
@@ -255,7 +261,7 @@ def make_step(session: Session) -> None:
     start = time.perf_counter()
     set_learning_rates(optimizer, session.schedule, progress.step)
     inputs, targets = session.batches(progress.step)
-    loss, norm, n_tokens = gradients_of_batch(session, inputs, targets)
+    loss, norm, n_tokens = session.gradients(session, inputs, targets)
     threshold = spike_threshold(progress.recent_losses, config.spike_sigmas, (config.spike_window + 1) // 2)
     reason = reason_to_skip(loss, norm, threshold)
     if reason is None:
