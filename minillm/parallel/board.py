@@ -10,15 +10,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-SLOT = struct.Struct("<q d q 24s 24s")  # call number, wall clock, process id, operation, group
+SLOT = struct.Struct("<q d q 24s 24s")  # number of collectives, wall clock, process id, operation, group
 SLOT_BYTES = 128
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank was last seen: call number `n_calls` of `operation` in the group `group`, begun at `time`."""
+    """Where a rank was last seen: in `operation` of `group`, its collective number `n_collectives`, begun at `time`."""
 
-    n_calls: int
+    n_collectives: int
     time: float
     pid: int
     operation: str
@@ -27,8 +27,10 @@ class Place:
     def __str__(self) -> str:
         if not self.time:
             return "never seen in a collective"
-        ago = time.time() - self.time
-        return f"last seen in {self.operation} number {self.n_calls} of {self.group}, {ago:.1f} s ago"
+        ago = f"{time.time() - self.time:.1f} s ago"
+        if not self.group:
+            return f"{self.operation} {ago}"
+        return f"last seen in {self.operation} of {self.group}, after {self.n_collectives} collectives there, {ago}"
 
 
 class Board:
@@ -40,7 +42,7 @@ class Board:
     """
 
     def __init__(self, path: str | Path, world_size: int):
-        self.world_size = world_size
+        self.path, self.world_size = Path(path), world_size
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             os.ftruncate(descriptor, world_size * SLOT_BYTES)
@@ -48,12 +50,12 @@ class Board:
         finally:
             os.close(descriptor)
 
-    def write(self, rank: int, n_calls: int, operation: str, group: str) -> None:
-        """Say where `rank` is now."""
-        slot = SLOT.pack(n_calls, time.time(), os.getpid(), operation.encode()[:24], group.encode()[:24])
+    def write(self, rank: int, n_collectives: int, operation: str, group: str) -> None:
+        """Say where `rank` is now; no group and "ended" when it is done."""
+        slot = SLOT.pack(n_collectives, time.time(), os.getpid(), operation.encode()[:24], group.encode()[:24])
         self._memory[rank * SLOT_BYTES : rank * SLOT_BYTES + SLOT.size] = slot
 
     def read(self, rank: int) -> Place:
         """Where `rank` was last seen; a rank of another machine never is."""
-        n_calls, when, pid, operation, group = SLOT.unpack_from(self._memory, rank * SLOT_BYTES)
-        return Place(n_calls, when, pid, operation.rstrip(b"\0").decode(), group.rstrip(b"\0").decode())
+        n_collectives, when, pid, operation, group = SLOT.unpack_from(self._memory, rank * SLOT_BYTES)
+        return Place(n_collectives, when, pid, operation.rstrip(b"\0").decode(), group.rstrip(b"\0").decode())

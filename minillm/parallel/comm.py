@@ -8,105 +8,43 @@ Dimensions: P ranks of the group, N numbers in a tensor.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from minillm.errors import CommError, ConfigError, ShapeError
 from minillm.parallel.board import Board
+from minillm.parallel.traffic import CommCounter, SlowLink
 
 REDUCTIONS = ("sum", "mean", "max", "min")
 SIGNATURE_BYTES = 256
 
 
-@dataclass(frozen=True)
-class Transfer:
-    """One operation of one rank: `n_bytes` is the whole tensor, `sent_bytes` what a ring makes this rank send."""
-
-    operation: str
-    group: str
-    n_bytes: int
-    sent_bytes: float
-
-
-@dataclass
-class CommCounter:
-    """What this rank has asked for, in order.
-
-    `sent_bytes` of a collective is the volume of a ring, whatever the backend does: with P ranks and S bytes in the
-    whole tensor, (P - 1) / P * S for reduce-scatter and all-gather, twice that for all-reduce, S for a send. (Gloo's
-    own reduce-scatter sends as much as its all-reduce; rings by hand go through `send`, which is counted as it is.)
+class Step(NamedTuple):
+    """What a rank is doing, for messages: the `number`-th collective of its group, or a transfer from or to a `peer`.
 
     Example:
-        >>> counter = CommCounter()
-        >>> counter.add("all_reduce", "dp", n_bytes=800, world_size=4)
-        >>> counter.add("send", "pp", n_bytes=100, world_size=2)
-        >>> counter.count("all_reduce"), counter.n_bytes("all_reduce"), counter.sent_bytes()
-        (1, 800, 1300.0)
+        >>> str(Step("all_reduce", 3, kinds=((torch.Size([2, 4]), torch.float32),)))
+        'all_reduce number 3 of (2, 4) float32'
+        >>> str(Step("recv", 3, peer=1))
+        'recv from rank 1'
     """
 
-    transfers: list[Transfer] = field(default_factory=list)
+    operation: str
+    number: int
+    peer: int | None = None
+    kinds: tuple[tuple[torch.Size, torch.dtype], ...] = ()
 
-    def add(self, operation: str, group: str, n_bytes: int, world_size: int) -> None:
-        """Note one operation on a tensor of `n_bytes` (the whole one, not a rank's share) among `world_size` ranks."""
-        factor = {"all_reduce": 2.0, "reduce_scatter": 1.0, "all_gather": 1.0}.get(operation)
-        share = {"send": 1.0, "recv": 0.0, "barrier": 0.0}.get(operation, 1.0)
-        sent = n_bytes * (factor * (world_size - 1) / world_size if factor else share)
-        self.transfers.append(Transfer(operation, group, n_bytes, sent))
+    def __str__(self) -> str:
+        about = ", ".join(f"{tuple(shape)} {str(dtype).removeprefix('torch.')}" for shape, dtype in self.kinds)
+        where = f"number {self.number}" if self.peer is None else f"{self.direction} rank {self.peer}"
+        return f"{self.operation} {where}" + (f" of {about}" if about else "")
 
-    def chosen(self, operation: str = "", group: str = "") -> list[Transfer]:
-        """The transfers of one kind and one group; empty names mean all."""
-        return [t for t in self.transfers if operation in ("", t.operation) and group in ("", t.group)]
-
-    def count(self, operation: str = "", group: str = "") -> int:
-        """How many."""
-        return len(self.chosen(operation, group))
-
-    def n_bytes(self, operation: str = "", group: str = "") -> int:
-        """Bytes of the whole tensors."""
-        return sum(t.n_bytes for t in self.chosen(operation, group))
-
-    def sent_bytes(self, operation: str = "", group: str = "") -> float:
-        """Bytes that this rank sends if every collective is a ring."""
-        return sum(t.sent_bytes for t in self.chosen(operation, group))
-
-    def clear(self) -> None:
-        """Begin anew."""
-        self.transfers.clear()
-
-
-@dataclass
-class SlowLink:
-    """A wire that takes its time: each transfer begins when the one before has ended and holds up nobody's processor.
-
-    Args:
-        bytes_per_second: of this rank's outgoing wire.
-        latency_seconds: before the first byte of each transfer.
-    """
-
-    bytes_per_second: float
-    latency_seconds: float = 0.0
-    free_at: float = 0.0
-
-    def __post_init__(self):
-        if not self.bytes_per_second > 0 or not self.latency_seconds >= 0:
-            raise ConfigError(
-                f"a link of {self.bytes_per_second} bytes/s and {self.latency_seconds} s: expected a rate above 0 and "
-                "a latency of 0 or more"
-            )
-
-    def occupy(self, sent_bytes: float, now: float) -> float:
-        """Take the wire for so many bytes; returns the moment at which they have arrived.
-
-        Example:
-            >>> link = SlowLink(bytes_per_second=100.0, latency_seconds=0.5)
-            >>> link.occupy(100, now=10.0), link.occupy(100, now=10.1)
-            (11.5, 13.0)
-        """
-        self.free_at = max(now, self.free_at) + self.latency_seconds + sent_bytes / self.bytes_per_second
-        return self.free_at
+    @property
+    def direction(self) -> str:
+        """Where the peer is."""
+        return "to" if self.operation == "send" else "from"
 
 
 class Pending:
@@ -114,7 +52,7 @@ class Pending:
 
     Args:
         comm: whose transfer it is.
-        what: name and tensor, for messages.
+        step: which one, for messages.
         work: what torch returned; None if it has ended.
         ready_at: on a slow link, the moment before which it has not.
         finish: called once after it.
@@ -123,12 +61,12 @@ class Pending:
     def __init__(
         self,
         comm: "Comm",
-        what: str,
+        step: Step,
         work: Any = None,
         ready_at: float = 0.0,
         finish: Callable[[], object] | None = None,
     ):
-        self.comm, self.what, self.work, self.ready_at, self.finish = comm, what, work, ready_at, finish
+        self.comm, self.step, self.work, self.ready_at, self.finish = comm, step, work, ready_at, finish
 
     def wait(self) -> None:
         """Wait for the end.
@@ -136,15 +74,16 @@ class Pending:
         Raises:
             CommError: naming this rank, the collective and, where it can be known, the ranks that are not there.
         """
-        work, self.work = self.work, None
-        if work is not None:
-            with self.comm.named_errors(self.what):
-                work.wait()
+        if self.work is not None:
+            with NamedErrors(self.comm, self.step):
+                self.work.wait()
+            self.work = None                                       # not before: who waits again gets the error again
         if (rest := self.ready_at - time.perf_counter()) > 0:
             time.sleep(rest)
         finish, self.finish = self.finish, None
         if finish is not None:
-            finish()
+            with torch.no_grad():
+                finish()
 
     def is_done(self) -> bool:
         """Whether `wait` would return at once."""
@@ -192,6 +131,8 @@ class Comm:
         rank: number of this process in the group.
         size: number of ranks P.
         ranks: their numbers in the world.
+        n_collectives: how many this rank has begun; the same number on all ranks that keep in step.
+        failure: what went wrong in this group; nothing more can be sent in it then.
     """
 
     def __init__(
@@ -207,7 +148,7 @@ class Comm:
         self.backend, self.name, self.counter, self.link, self.board = backend, name, counter, link, board
         self.checked, self.timeout_seconds = checked, timeout_seconds
         self.rank, self.size, self.ranks = backend.ranks.index(backend.rank), len(backend.ranks), backend.ranks
-        self.n_calls = 0
+        self.n_collectives, self.failure = 0, ""
 
     @property
     def group(self) -> Any:
@@ -228,7 +169,8 @@ class Comm:
             groups: ranks of the world; each rank is in exactly one of them.
             name: of all of them, in messages and counter.
         """
-        backend = self.backend.subgroups(groups)
+        with NamedErrors(self, self.begin(f"making {name}"[:24])):
+            backend = self.backend.subgroups(groups)
         return Comm(backend, name, self.counter, self.link, self.board, self.checked, self.timeout_seconds)
 
     def all_reduce(self, tensor: Tensor, op: str = "sum", async_op: bool = False) -> Pending | None:
@@ -238,8 +180,11 @@ class Comm:
             tensor: contiguous, of the same shape and dtype on all ranks.
             op: how numbers are put together; "mean" is the sum divided by P.
             async_op: return at once with a `Pending`.
+
+        Raises:
+            ConfigError: if the reduction is unknown, or the mean of integers is wanted.
         """
-        finish = (lambda: tensor.div_(self.size)) if check_reduction(op) == "mean" else None
+        finish = (lambda: tensor.div_(self.size)) if check_reduction(op, tensor) == "mean" else None
         begin = lambda: self.backend.all_reduce(tensor, op)  # noqa: E731
         return self.run("all_reduce", [tensor], tensor.nbytes, async_op, begin, finish)
 
@@ -258,7 +203,7 @@ class Comm:
             ShapeError: unless `tensor` has P times the numbers of `output`.
         """
         self.check_parts(output, tensor)
-        finish = (lambda: output.div_(self.size)) if check_reduction(op) == "mean" else None
+        finish = (lambda: output.div_(self.size)) if check_reduction(op, tensor) == "mean" else None
         begin = lambda: self.backend.reduce_scatter(output, tensor, op)  # noqa: E731
         return self.run("reduce_scatter", [tensor, output], tensor.nbytes, async_op, begin, finish)
 
@@ -279,31 +224,40 @@ class Comm:
 
     def all_to_all(self, output: Tensor, tensor: Tensor, async_op: bool = False) -> Pending | None:
         """Send the r-th of P equal parts of `tensor` (N, ...) to rank r, and receive one from each into `output`."""
+        if tensor.numel() != output.numel() or tensor.numel() % self.size or tensor.dtype != output.dtype:
+            raise ShapeError(
+                f"all_to_all of {tuple(tensor.shape)} {tensor.dtype} into {tuple(output.shape)} {output.dtype} among "
+                f"{self.size} ranks: expected one dtype and one number of elements, a multiple of {self.size}; pad it"
+            )
         begin = lambda: self.backend.all_to_all(output, tensor)  # noqa: E731
         return self.run("all_to_all", [tensor, output], tensor.nbytes, async_op, begin)
 
     def broadcast(self, tensor: Tensor, source: int = 0, async_op: bool = False) -> Pending | None:
         """Give all ranks what rank `source` (counted in this group) has in `tensor`, in place."""
-        begin = lambda: self.backend.broadcast(tensor, self.ranks[source])  # noqa: E731
+        peer = self.world_rank(source)
+        begin = lambda: self.backend.broadcast(tensor, peer)  # noqa: E731
         return self.run("broadcast", [tensor], tensor.nbytes, async_op, begin)
 
     def send(self, tensor: Tensor, target: int, tag: int = 0, async_op: bool = False) -> Pending | None:
         """Send a contiguous tensor to rank `target` of this group, which must receive it with the same tag."""
-        begin = lambda: self.backend.send(tensor, self.ranks[target], tag)  # noqa: E731
-        return self.run("send", [tensor], tensor.nbytes, async_op, begin, peer=self.ranks[target])
+        peer = self.world_rank(target)
+        begin = lambda: self.backend.send(tensor, peer, tag)  # noqa: E731
+        return self.run("send", [tensor], tensor.nbytes, async_op, begin, peer=peer)
 
     def recv(self, tensor: Tensor, source: int, tag: int = 0, async_op: bool = False) -> Pending | None:
         """Receive into a contiguous tensor what rank `source` of this group sends with the same tag."""
-        begin = lambda: self.backend.recv(tensor, self.ranks[source], tag)  # noqa: E731
-        return self.run("recv", [tensor], tensor.nbytes, async_op, begin, peer=self.ranks[source])
+        peer = self.world_rank(source)
+        begin = lambda: self.backend.recv(tensor, peer, tag)  # noqa: E731
+        return self.run("recv", [tensor], tensor.nbytes, async_op, begin, peer=peer)
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
-        self.all_reduce(torch.zeros(1, device=self.device))
+        number = torch.zeros(1, device=self.device)
+        self.run("barrier", [number], 0, False, lambda: self.backend.all_reduce(number, "sum"))
 
     def all_objects(self, value: object) -> list:
         """A small picklable value of each rank, in rank order, on each of them; trusted peers only."""
-        with self.named_errors(f"all_objects of {type(value).__name__}"):
+        with NamedErrors(self, self.begin("all_objects")):
             return self.backend.all_objects(value)
 
     def all_numbers(self, value: float, op: str = "sum") -> float:
@@ -311,6 +265,16 @@ class Comm:
         number = torch.tensor([value], dtype=torch.float64, device=self.device)
         self.all_reduce(number, op)
         return number.item()
+
+    def world_rank(self, rank: int) -> int:
+        """The number in the world of a rank of this group.
+
+        Raises:
+            ConfigError: if there is none.
+        """
+        if not 0 <= rank < self.size:
+            raise ConfigError(f"rank {rank} is not in {self.name}, whose ranks are 0 to {self.size - 1}")
+        return self.ranks[rank]
 
     def check_parts(self, part: Tensor, whole: Tensor) -> None:
         """Refuse a whole that is not P parts."""
@@ -331,58 +295,74 @@ class Comm:
         peer: int | None = None,
     ) -> Pending | None:
         """Begin an operation with everything that belongs around it; the one place where this class talks to torch."""
-        self.n_calls += 1
-        about = ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors)
-        what = f"{operation} number {self.n_calls} of {about or 'an object'}"
-        if self.board is not None:
-            self.board.write(self.ranks[self.rank], self.n_calls, operation, self.name)
-        if self.checked and peer is None:
-            self.check_agreement(operation, tensors, what)
+        step = self.begin(operation, tensors, peer)
         for tensor in tensors:
             if not tensor.is_contiguous():
-                raise ShapeError(f"{what}: the tensor is not contiguous; hand over tensor.contiguous()")
-        ready_at = 0.0
-        if self.counter is not None or self.link is not None:
-            counter = self.counter if self.counter is not None else CommCounter()
-            counter.add(operation, self.name, n_bytes, self.size)
-            if self.link is not None:
-                ready_at = self.link.occupy(counter.transfers[-1].sent_bytes, time.perf_counter())
-        with self.named_errors(what):
+                raise ShapeError(f"{step}: the tensor is not contiguous; hand over tensor.contiguous()")
+        if self.checked and peer is None:
+            self.check_agreement(step)
+        ready_at = self.account(operation, n_bytes)
+        with NamedErrors(self, step), torch.no_grad():
             work = begin()
-        pending = Pending(self, what, work, ready_at, finish)
+        pending = Pending(self, step, work, ready_at, finish)
         if async_op:
             return pending
         pending.wait()
         return None
 
-    def named_errors(self, what: str) -> "NamedErrors":
-        """A context in which torch's errors say who could not do what, and who was missing."""
-        return NamedErrors(self, what)
+    def begin(self, operation: str, tensors: Sequence[Tensor] = (), peer: int | None = None) -> Step:
+        """Count a collective (sends and receives are not: ranks of one group differ in them), and tell the board.
 
-    def missing(self) -> list[str]:
-        """Which ranks of this machine are not in the operation that this rank began last, as far as the board says."""
+        Raises:
+            CommError: if something has gone wrong in this group before.
+        """
+        if self.failure:
+            raise CommError(
+                f"rank {self.rank} of {self.size} in {self.name} cannot begin {operation}: the group has failed before "
+                f"({self.failure}); start all ranks again"
+            )
+        self.n_collectives += peer is None
+        kinds = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+        step = Step(operation, self.n_collectives, peer, kinds)
+        if self.board is not None:
+            told = operation if peer is None else f"{operation} {step.direction} {peer}"
+            self.board.write(self.ranks[self.rank], self.n_collectives, told, self.name)
+        return step
+
+    def account(self, operation: str, n_bytes: int) -> float:
+        """Count what is sent and occupy the slow link with it; returns the moment at which it has arrived, or 0."""
+        if self.counter is None and self.link is None:
+            return 0.0
+        counter = self.counter if self.counter is not None else CommCounter()
+        counter.add(operation, self.name, n_bytes, self.size)
+        sent_bytes = counter.transfers[-1].sent_bytes
+        return 0.0 if self.link is None else self.link.occupy(sent_bytes, time.perf_counter())
+
+    def missing(self, step: Step) -> list[str]:
+        """Who of this machine keeps this rank waiting, as the board says: the peer, or who has not come so far."""
         if self.board is None:
             return []
-        mine = self.board.read(self.ranks[self.rank])
+        if step.peer is not None:
+            return [f"rank {step.peer} is not there ({self.board.read(step.peer)})"]
         places = {rank: self.board.read(rank) for rank in self.ranks if rank != self.ranks[self.rank]}
         return [
             f"rank {rank} is not there ({place})"
             for rank, place in places.items()
-            if (place.group, place.n_calls) < (mine.group, mine.n_calls) or place.group != mine.group
+            if place.group != self.name or place.n_collectives < step.number
         ]
 
-    def check_agreement(self, operation: str, tensors: Sequence[Tensor], what: str) -> None:
+    def check_agreement(self, step: Step) -> None:
         """Compare with all ranks what is about to be done.
 
         Raises:
             CommError: listing what each rank came with.
         """
-        shapes = " and ".join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tensors)
-        text = f"{operation} of {shapes}".encode()[:SIGNATURE_BYTES]
+        kinds = " and ".join(f"{str(dtype).removeprefix('torch.')} {tuple(shape)}" for shape, dtype in step.kinds)
+        text = f"{step.operation} of {kinds}".encode()[:SIGNATURE_BYTES]
         mine = torch.zeros(SIGNATURE_BYTES, dtype=torch.uint8)
         mine[: len(text)] = torch.tensor(list(text), dtype=torch.uint8)
         everyones = torch.zeros(self.size * SIGNATURE_BYTES, dtype=torch.uint8, device=self.device)
-        with self.named_errors(f"the check before {what}"):
+        with NamedErrors(self, step):
             work = self.backend.all_gather(everyones, mine.to(self.device))
             if work is not None:
                 work.wait()
@@ -392,18 +372,25 @@ class Comm:
             raise CommError(f"the ranks of {self.name} came to one collective with different things: {came}")
 
 
-def check_reduction(op: str) -> str:
-    """The name of a reduction, if there is one of that name."""
+def check_reduction(op: str, tensor: Tensor) -> str:
+    """The name of a reduction, if there is one of that name for such numbers."""
     if op not in REDUCTIONS:
         raise ConfigError(f"reduction {op!r} is unknown; known are {', '.join(REDUCTIONS)}")
+    if op == "mean" and not (tensor.is_floating_point() or tensor.is_complex()):
+        raise ConfigError(f"a mean of {tensor.dtype} may not be a whole number; take the sum, or another dtype")
     return op
 
 
 class NamedErrors:
-    """Turns torch's RuntimeErrors inside it into CommErrors; see `Comm.named_errors`."""
+    """A context in which torch's RuntimeErrors become CommErrors that say who could not do what, and who was missing.
 
-    def __init__(self, comm: Comm, what: str):
-        self.comm, self.what = comm, what
+    Args:
+        comm: the group; its `failure` is noted.
+        step: what is being done.
+    """
+
+    def __init__(self, comm: Comm, step: Step):
+        self.comm, self.step = comm, step
 
     def __enter__(self) -> None:
         return None
@@ -415,7 +402,7 @@ class NamedErrors:
         text = str(error).strip().splitlines()[-1] if str(error).strip() else kind.__name__
         late = "imed out" in str(error) or "imeout" in str(error)
         reason = f"did not end within {comm.timeout_seconds:g} s" if late else f"failed ({text})"
-        who = "; ".join(comm.missing()) if late else ""
+        who = "; ".join(comm.missing(self.step)) if late else ""
         advice = f": {who}" if who else ". A rank may have died, left early, or come with another shape or dtype"
-        raise CommError(f"rank {comm.rank} of {comm.size} in {comm.name}: {self.what} {reason}{advice}") from error
-
+        comm.failure = f"{self.step} {reason}"
+        raise CommError(f"rank {comm.rank} of {comm.size} in {comm.name}: {self.step} {reason}{advice}") from error

@@ -33,7 +33,9 @@ from minillm.parallel.board import Board
 from minillm.parallel.comm import CommCounter, SlowLink
 from minillm.parallel.processes import join, leave
 
-GRACE_SECONDS = 2.0  # for the ranks that an error of another one is about to reach
+GRACE_SECONDS = 2.0  # after an error of communication: for the rank whose fault it is to say so
+SHORT_GRACE_SECONDS = 0.1  # after an error that explains itself
+LOOK_SECONDS = 0.5  # a rank's own children may keep its end of the pipe open: look whether it lives
 KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
@@ -48,7 +50,11 @@ class RankDied(CommError):
     def __init__(self, rank: int, world_size: int, cause: str, output: str):
         self.rank, self.cause = rank, cause
         shown = f"; its last output:\n{output[-2000:]}" if output.strip() else ""
+        self.settings = (rank, world_size, cause, output)
         super().__init__(f"rank {rank} of {world_size} died ({cause}); the others were stopped{shown}")
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(self), self.settings
 
 
 @dataclass(frozen=True)
@@ -115,12 +121,14 @@ def launch(
         RankDied: if a rank was killed or left without a result.
         CommError: if ranks waited in vain, or the limit is over, naming the ranks that were not done.
         Exception: the first error that a rank raised, with its traceback as a note.
-        ConfigError: if the world is empty or the start method unknown.
+        ConfigError: if the world is empty, the start method unknown, or this process a rank itself.
     """
     if world_size < 1:
         raise ConfigError(f"world_size is {world_size}, expected 1 or more")
     if start_method not in ("auto", "fork", "spawn"):
         raise ConfigError(f"start_method is {start_method!r}, expected auto, fork or spawn")
+    if dist.is_initialized() or multiprocessing.current_process().daemon:
+        raise ConfigError("launch was called inside a rank, which cannot start others; use its Comm, or launch_threads")
     if start_method == "auto":
         start_method = "fork" if sys.platform == "linux" and not torch.cuda.is_initialized() else "spawn"
     folder = tempfile.mkdtemp(prefix="minillm-ranks-")
@@ -131,14 +139,11 @@ def launch(
         begin(ranks, start, start_method, function, args)
         collect(ranks, start, limit_seconds)
         release(ranks)
-        outputs = [read_output(start, rank) for rank in range(world_size)]
-        if show_output:
-            for rank, output in enumerate(outputs):
-                for line in output.splitlines():
-                    print(f"[rank {rank}] {line}")
         return [rank.result for rank in ranks]
     finally:
         stop(ranks)
+        if show_output:
+            print_outputs(start)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -165,26 +170,37 @@ def begin(
 def collect(ranks: list[Running], start: Start, limit_seconds: float) -> None:
     """Wait for all results, or raise the error that explains best why there are none."""
     end = time.monotonic() + limit_seconds if limit_seconds else float("inf")
-    while not all(rank.is_done for rank in ranks):
+    while not all(rank.is_done for rank in ranks) and time.monotonic() < end:
         waiting = {rank.channel: rank for rank in ranks if not rank.is_done}
-        now = time.monotonic()
-        ready = wait(list(waiting), timeout=None if end == float("inf") else max(0.0, end - now))
-        for channel in ready:
-            receive(waiting[channel])
-        failed = [rank for rank in ranks if rank.error is not None or rank.death]
-        if failed:
-            end = min(end, now + GRACE_SECONDS)
-        if not ready and time.monotonic() >= end:
-            break
+        left = max(0.0, end - time.monotonic())
+        ready = wait(list(waiting), timeout=min(left, LOOK_SECONDS))
+        for rank in [waiting[channel] for channel in ready] or waiting.values():
+            if rank.channel in ready or rank.process.exitcode is not None:
+                receive(rank)
+        end = min(end, time.monotonic() + patience(ranks))
     raise_failure(ranks, start, limit_seconds)
+
+
+def patience(ranks: list[Running]) -> float:
+    """How many seconds to wait for the other ranks: long while nothing has failed, or only for want of another."""
+    if any(rank.death or is_own_error(rank) for rank in ranks):
+        return SHORT_GRACE_SECONDS
+    return GRACE_SECONDS if any(rank.error for rank in ranks) else float("inf")
+
+
+def is_own_error(rank: Running) -> bool:
+    """Whether a rank failed by itself, and not because another one did."""
+    return rank.error is not None and not isinstance(rank.error[1], CommError)
 
 
 def receive(rank: Running) -> None:
     """A rank's result, error or death."""
     rank.is_done = True
     try:
+        if not rank.channel.poll():                                # its process has ended
+            raise EOFError
         kind, content = rank.channel.recv()
-    except EOFError:
+    except (EOFError, OSError):
         rank.process.join(GRACE_SECONDS)
         code = rank.process.exitcode
         if code is None:  # it closed its end and lives on: as good as dead
@@ -210,7 +226,7 @@ def raise_failure(ranks: list[Running], start: Start, limit_seconds: float) -> N
             raise RankDied(number, start.world_size, rank.death, read_output(start, number))
     errors = [(rank.error[0], number) for number, rank in enumerate(ranks) if rank.error is not None]
     if errors:
-        own = [pair for pair in errors if not isinstance(ranks[pair[1]].error[1], CommError)]
+        own = [pair for pair in errors if is_own_error(ranks[pair[1]])]
         number = min(own or errors)[1]
         _, error, text = ranks[number].error
         note = f"raised on rank {number} of {start.world_size}:\n{text}"
@@ -251,6 +267,13 @@ def read_output(start: Start, rank: int) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
+def print_outputs(start: Start) -> None:
+    """What the ranks printed, one after another."""
+    for rank in range(start.world_size):
+        for line in read_output(start, rank).splitlines():
+            print(f"[rank {rank}] {line}")
+
+
 def be_rank(
     rank: int,
     start: Start,
@@ -278,6 +301,7 @@ def be_rank(
             store, rank, start.world_size, start.backend, start.timeout_seconds, board, counter, link, start.checked
         )
         message = ("result", pickle.dumps(function(world, *args)))
+        board.write(rank, 0, "ended", "")
     except BaseException as error:
         try:
             pickled = pickle.dumps(error)

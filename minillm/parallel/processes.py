@@ -163,7 +163,10 @@ def join_torchrun(backend: str = "gloo", timeout_seconds: float = 60.0, checked:
     name = "".join(letter if letter.isalnum() else "-" for letter in f"{run}-{attempt}-{os.environ['MASTER_PORT']}")
     board = Board(Path(gettempdir()) / f"minillm-board-{os.getuid()}-{name}", world_size)
     prefixed = dist.PrefixStore(f"attempt-{attempt}", store)
-    return join(prefixed, rank, world_size, backend, timeout_seconds, board, checked=checked)
+    world = join(prefixed, rank, world_size, backend, timeout_seconds, board, checked=checked)
+    if os.environ.get("LOCAL_RANK", str(rank)) == "0":
+        board.path.unlink(missing_ok=True)                         # all have mapped it by now
+    return world
 
 
 def leave() -> None:

@@ -28,18 +28,21 @@ class World:
         self.ranks, self.timeout_seconds = list(range(world_size)), timeout_seconds
         self.lock = threading.Lock()
         self.meetings: dict[tuple[int, ...], Meeting] = {}
-        self.boxes: dict[tuple[int, int, int], queue.Queue] = defaultdict(queue.Queue)
+        self.boxes: dict[tuple, queue.Queue] = defaultdict(queue.Queue)
         self.failed = threading.Event()
 
     def meeting(self, ranks: Sequence[int]) -> "Meeting":
         """The meeting point of a group."""
         with self.lock:
-            return self.meetings.setdefault(tuple(ranks), Meeting(len(ranks), self.timeout_seconds))
+            meeting = self.meetings.setdefault(tuple(ranks), Meeting(len(ranks), self.timeout_seconds))
+            if self.failed.is_set():
+                meeting.barrier.abort()
+            return meeting
 
-    def box(self, source: int, target: int, tag: int) -> queue.Queue:
-        """The letter box from one rank to another."""
+    def box(self, ranks: Sequence[int], source: int, target: int, tag: int) -> queue.Queue:
+        """The letter box of a group from one rank to another."""
         with self.lock:
-            return self.boxes[source, target, tag]
+            return self.boxes[tuple(ranks), source, target, tag]
 
     def fail(self) -> None:
         """Wake all who wait: a rank has failed."""
@@ -133,10 +136,10 @@ class ThreadBackend:
         tensor.copy_(self.exchange(tensor)[self.ranks.index(source)])
 
     def send(self, tensor: Tensor, target: int, tag: int) -> None:
-        self.world.box(self.rank, target, tag).put(tensor.detach().clone())
+        self.world.box(self.ranks, self.rank, target, tag).put(tensor.detach().clone())
 
     def recv(self, tensor: Tensor, source: int, tag: int) -> Letter:
-        return Letter(self.world, self.world.box(source, self.rank, tag), tensor)
+        return Letter(self.world, self.world.box(self.ranks, source, self.rank, tag), tensor)
 
     def all_objects(self, value: object) -> list:
         return self.meeting.exchange(self.place, value)
