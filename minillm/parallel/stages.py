@@ -1,4 +1,4 @@
-"""Cutting a decoder across its depth: which blocks go to which rank of a pipeline, and the part of a model that it holds.
+"""Cutting a decoder across its depth: which blocks go to which rank of a pipeline, and the part that a rank holds.
 
 A part keeps the whole model's parameter names, so checkpoints, optimizers and layouts need not know that it is one.
 
@@ -144,8 +144,8 @@ def check_pipeline(config: GPTConfig, n_ranks: int, n_chunks: int = 1) -> None:
 class PipelineStage(GPT):
     """A rank's part of a decoder: its chunks' blocks, and at the ends of the model embedding or final norm and head.
 
-    Every method of GPT that looks only at what is here works unchanged. With tied embeddings the last rank has a copy of
-    the table (`holds_tied_copy`), which is to be kept equal to the first rank's: see `sync_tied_gradients`.
+    Every method of GPT that looks only at what is here works unchanged. With tied embeddings the last rank has a copy
+    of the table (`holds_tied_copy`), which is to be kept equal to the first rank's: see `sync_tied_gradients`.
 
     Args:
         model: the whole decoder, or what is left of it after it was cut over tensor-parallel ranks; the part takes its
