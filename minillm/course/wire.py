@@ -17,6 +17,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -74,9 +75,10 @@ def dumps(value: Any, keep: Callable[[Any], int] | None = None) -> bytes:
     """Write a value down.
 
     Args:
-        value: None, bool, int, float, complex, str, bytes, list, tuple, dict, set, range, slice, path, NumPy arrays and
-            scalars, torch tensors (with `requires_grad` and `.grad` of leaves), dtypes, devices, `Seeded`, `Endless`,
-            `Remote`, frozen dataclasses of this library, nested at will. One tensor in two places stays one tensor.
+        value: None, bool, int, float, complex, fraction, str, bytes, list, tuple, dict, set, range, slice, path,
+            NumPy arrays and scalars, torch tensors (with `requires_grad` and `.grad` of leaves), dtypes, devices,
+            `Seeded`, `Endless`, `Remote`, frozen dataclasses of this library, nested at will. One tensor in two
+            places stays one tensor.
         keep: is given an object that cannot be written down and returns the number by which it can be found again.
 
     Returns:
@@ -248,6 +250,7 @@ def _is_config(kind: type) -> bool:
 
 _PLAIN: tuple[tuple[Any, str, Callable], ...] = (
     (complex, "complex", lambda value: [value.real, value.imag]),
+    (Fraction, "fraction", lambda value: [value.numerator, value.denominator]),
     (bytes | bytearray, "bytes", lambda value: bytes(value).hex()),
     (torch.dtype, "dtype", lambda value: str(value).removeprefix("torch.")),
     (torch.device, "device", str),
@@ -332,6 +335,13 @@ def _generator(value: list) -> torch.Generator | np.random.Generator:
     return np.random.default_rng(seed) if library == "numpy" else torch.Generator().manual_seed(seed)
 
 
+def _fraction(value: list) -> Fraction:
+    numerator, denominator = value
+    if type(numerator) is not int or type(denominator) is not int or denominator < 1:
+        raise WireError("a fraction is two integers, the second above 0")
+    return Fraction(numerator, denominator)
+
+
 _READ_ITEMS: dict[str, Callable[[list], Any]] = {
     "list": list,
     "tuple": tuple,
@@ -342,6 +352,7 @@ _READ_ITEMS: dict[str, Callable[[list], Any]] = {
 }
 _READ_PLAIN: dict[str, Callable[[Any], Any]] = {
     "complex": lambda value: complex(*value),
+    "fraction": _fraction,
     "bytes": bytes.fromhex,
     "dtype": DTYPES.__getitem__,
     "device": torch.device,

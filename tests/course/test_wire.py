@@ -7,6 +7,7 @@ import random
 import struct
 import sys
 import zipfile
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ def same(one, other):
         float("nan"),
         float("-inf"),
         2 + 3j,
+        Fraction(-3, 11),
         "héllo \ud800 \x00",
         b"\x00\xff",
         [1, [2, (3, {"a": {4}, 5: frozenset()})]],
@@ -109,6 +111,12 @@ def test_objects_stay_where_they_are():
 
 def test_sets_are_written_in_one_order():
     assert dumps({"b", "a", "c"}) == dumps({"c", "b", "a"})
+
+
+@pytest.mark.parametrize("value", [[1, 0], [1, -2], [True, 2], [1.5, 2], [1], [1, 2, 3], "12", None])
+def test_what_is_no_fraction_is_refused(value):
+    with pytest.raises(WireError):
+        loads(message({"type": "fraction", "value": value}))
 
 
 def message(structure, arrays=b""):
