@@ -109,7 +109,9 @@ def check_sections(full: Tensor, split: Split, sections: Sequence[int], size: in
 ROWS, COLUMNS = Split(0), Split(1)
 QKV = "queries, keys and values"  # rows, in three sections that depend on the config
 
-GPT_PLAN: tuple[tuple[str, Split | str | None], ...] = (
+Plan = tuple[tuple[str, Split | str | None], ...]  # pattern of a full name -> how it is cut; the first that fits counts
+
+GPT_PLAN: Plan = (
     (r"token_embedding\.weight", ROWS),
     (r"head\.weight", ROWS),
     (r"blocks\.\d+\.attention\.qkv\.(weight|bias)", QKV),
@@ -126,12 +128,13 @@ GPT_PLAN: tuple[tuple[str, Split | str | None], ...] = (
 )
 
 
-def tensor_layout(model_or_config: nn.Module | GPTConfig) -> dict[str, Split | None]:
-    """How each parameter of a decoder is cut over tensor-parallel ranks, read from `GPT_PLAN`.
+def tensor_layout(model_or_config: nn.Module | GPTConfig, plan: Plan = GPT_PLAN) -> dict[str, Split | None]:
+    """How each parameter of a decoder is cut over tensor-parallel ranks, read from a table.
 
     Args:
         model_or_config: a GPT or a part of one with the same parameter names and a `config` (whole or already cut: only
             names are read), or the config of a GPT.
+        plan: the table.
 
     Returns:
         Split, or None for what all ranks hold whole, by parameter name in the model's order.
@@ -149,26 +152,26 @@ def tensor_layout(model_or_config: nn.Module | GPTConfig) -> dict[str, Split | N
         with torch.device("meta"):                                 # shapes and names without memory or random numbers
             model_or_config = GPT(model_or_config)
     names = (name for name, _ in model_or_config.named_parameters())
-    return plan_layout(names, model_or_config.config)
+    return plan_layout(names, model_or_config.config, plan)
 
 
-def plan_layout(names: Iterable[str], config: GPTConfig) -> dict[str, Split | None]:
+def plan_layout(names: Iterable[str], config: GPTConfig, plan: Plan = GPT_PLAN) -> dict[str, Split | None]:
     """The plan's entry for each name; see `tensor_layout`."""
     if config.n_experts:
         raise ConfigError(
             f"a mixture of {config.n_experts} experts cannot be cut over tensor-parallel ranks here: its tokens go to "
             "experts, not to heads and hidden numbers; use data or pipeline parallelism (dp=N, pp=N)"
         )
-    return {name: planned(name, config) for name in names}
+    return {name: planned(name, config, plan) for name in names}
 
 
-def planned(name: str, config: GPTConfig) -> Split | None:
+def planned(name: str, config: GPTConfig, plan: Plan = GPT_PLAN) -> Split | None:
     """The plan's entry for one name.
 
     Raises:
         ConfigError: if there is none.
     """
-    for pattern, split in GPT_PLAN:
+    for pattern, split in plan:
         if re.fullmatch(pattern, name):
             return Split(0, qkv_sections(config)) if split == QKV else split
     raise ConfigError(f"the tensor-parallel plan does not know the parameter {name!r}; it is made for GPT")
