@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,13 +133,7 @@ class CheckpointFolder:
 
     def prune(self) -> None:
         """Delete the oldest checkpoints beyond `keep_last`; one that cannot be deleted is a warning, not an error."""
-        for step in self.steps()[: -self.keep_last]:
-            doomed = self.folder / f".tmp-delete-{step:06d}"
-            try:
-                os.rename(self.path(step), doomed)
-                shutil.rmtree(doomed)
-            except OSError as error:
-                warnings.warn(f"old checkpoint {self.path(step)} could not be deleted: {error}", stacklevel=3)
+        prune_checkpoints(self.folder, self.keep_last)
 
     def newest_valid(self) -> Path | None:
         """The newest checkpoint whose checksums agree; None in a folder without checkpoints.
@@ -170,11 +164,23 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def newest_valid_checkpoint(folder: str | Path) -> Path | None:
+def prune_checkpoints(folder: Path, keep_last: int) -> None:
+    """Delete the oldest checkpoints beyond `keep_last`; see `CheckpointFolder.prune`."""
+    for step in checkpoint_steps(folder)[:-keep_last]:
+        doomed, path = folder / f".tmp-delete-{step:06d}", folder / f"step-{step:06d}"
+        try:
+            os.rename(path, doomed)
+            shutil.rmtree(doomed)
+        except OSError as error:
+            warnings.warn(f"old checkpoint {path} could not be deleted: {error}", stacklevel=4)
+
+
+def newest_valid_checkpoint(folder: str | Path, required: Collection[str] = (MODEL, STATE)) -> Path | None:
     """The newest checkpoint below `folder` whose checksums agree, without changing anything; see `CheckpointFolder`.
 
     Args:
         folder: holds folders step-N.
+        required: files without which it is none.
 
     Returns:
         the path, or None if there is no checkpoint.
@@ -186,7 +192,7 @@ def newest_valid_checkpoint(folder: str | Path) -> Path | None:
     for step in reversed(checkpoint_steps(Path(folder))):
         path = Path(folder) / f"step-{step:06d}"
         try:
-            verify_checkpoint(path)
+            verify_checkpoint(path, required)
         except CheckpointError as error:
             damage.append(str(error))
             continue
@@ -198,17 +204,18 @@ def newest_valid_checkpoint(folder: str | Path) -> Path | None:
     return None
 
 
-def verify_checkpoint(path: str | Path) -> None:
+def verify_checkpoint(path: str | Path, required: Collection[str] = (MODEL, STATE)) -> None:
     """Compare every file of a checkpoint with its SHA-256 checksum.
 
     Args:
         path: the folder step-N.
+        required: files without which it is none.
 
     Raises:
         CheckpointError: naming the first file that is missing, or differs, with its size.
     """
     sums = read_sums(Path(path) / SUMS)
-    for name in {MODEL, STATE} - sums.keys():
+    for name in sorted(set(required) - sums.keys()):
         raise CheckpointError(f"{path}: {SUMS} does not list {name}; this is not a whole checkpoint")
     for name, expected in sums.items():
         file = Path(path) / name
@@ -345,10 +352,10 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_damaged(target: Path) -> None:
+def remove_damaged(target: Path, required: Collection[str] = (MODEL, STATE)) -> None:
     """Make room for a checkpoint where a damaged one stands; refuse to replace a sound one."""
     try:
-        verify_checkpoint(target)
+        verify_checkpoint(target, required)
     except CheckpointError:
         doomed = target.with_name(f".tmp-damaged-{target.name}")
         os.rename(target, doomed)
