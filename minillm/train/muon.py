@@ -179,6 +179,16 @@ def muon_group_step(groups: list[dict], state: dict) -> None:
                 length = group["lr"] * muon_scale(*part.shape, group["adjust_lr_fn"])
                 kind = (part.shape, part.dtype, part.device, *(group[key] for key in KIND_OPTIONS))
                 same_kind.setdefault(kind, []).append((target, part, square, length))
+    orthogonal_updates(same_kind)
+
+
+def orthogonal_updates(same_kind: dict[tuple, list[tuple[Tensor, Tensor, Tensor | None, float]]]) -> None:
+    """Take from each target its direction, made orthogonal and `length` long, with those of one kind in one batch.
+
+    Args:
+        same_kind: (anything ..., ns_steps, ns_dtype, neuron_beta) -> (target, direction, running mean square of its rows
+            or None, length) of matrices of one shape; targets and mean squares are changed in place.
+    """
     for (*_, ns_steps, ns_dtype, neuron_beta), members in same_kind.items():
         updates = torch.stack([part for _, part, _, _ in members])  # (N, R, C)
         updates = orthogonalize(updates, ns_steps, None if ns_dtype == "fp32" else NS_DTYPES[ns_dtype])  # (N, R, C)
