@@ -19,6 +19,7 @@ from minillm.parallel.traffic import CommCounter, SlowLink
 
 REDUCTIONS = ("sum", "mean", "max", "min")
 SIGNATURE_BYTES = 256
+ANY = -1  # the peer of who receives from whichever rank sends first
 
 
 class Step(NamedTuple):
@@ -38,7 +39,8 @@ class Step(NamedTuple):
 
     def __str__(self) -> str:
         about = ", ".join(f"{tuple(shape)} {str(dtype).removeprefix('torch.')}" for shape, dtype in self.kinds)
-        where = f"number {self.number}" if self.peer is None else f"{self.direction} rank {self.peer}"
+        peer = "any rank" if self.peer == ANY else f"rank {self.peer}"
+        where = f"number {self.number}" if self.peer is None else f"{self.direction} {peer}"
         return f"{self.operation} {where}" + (f" of {about}" if about else "")
 
     @property
@@ -108,6 +110,7 @@ class Backend(Protocol):
     def broadcast(self, tensor: Tensor, source: int) -> Any: ...
     def send(self, tensor: Tensor, target: int, tag: int) -> Any: ...
     def recv(self, tensor: Tensor, source: int, tag: int) -> Any: ...
+    def recv_any(self, tensor: Tensor, tag: int) -> int: ...
     def all_objects(self, value: object) -> list: ...
     def subgroups(self, groups: Sequence[Sequence[int]]) -> "Backend": ...
 
@@ -249,6 +252,13 @@ class Comm:
         peer = self.world_rank(source)
         begin = lambda: self.backend.recv(tensor, peer, tag)  # noqa: E731
         return self.run("recv", [tensor], tensor.nbytes, async_op, begin, peer=peer)
+
+    def recv_any(self, tensor: Tensor, tag: int = 0) -> int:
+        """Receive from whichever rank sends first; returns its number in this group. Gloo and threads only."""
+        sources: list[int] = []
+        begin = lambda: sources.append(self.backend.recv_any(tensor, tag))  # noqa: E731
+        self.run("recv", [tensor], tensor.nbytes, False, begin, peer=ANY)
+        return self.ranks.index(sources[0])
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""

@@ -26,7 +26,7 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 
 class TorchBackend:
-    """The collectives of a process group; see `comm.Backend`.
+    """The collectives of a process group, on flat tensors: torch would compare shapes; see `comm.Backend`.
 
     Args:
         group: torch's process group; None is the whole world.
@@ -45,13 +45,13 @@ class TorchBackend:
         return dist.all_reduce(tensor, OPERATIONS[op], group=self.group, async_op=True)
 
     def reduce_scatter(self, output: Tensor, tensor: Tensor, op: str) -> Any:
-        return _reduce_scatter(output, tensor, OPERATIONS[op], group=self.group, async_op=True)
+        return _reduce_scatter(output.view(-1), tensor.view(-1), OPERATIONS[op], group=self.group, async_op=True)
 
     def all_gather(self, output: Tensor, tensor: Tensor) -> Any:
-        return _all_gather(output, tensor, group=self.group, async_op=True)
+        return _all_gather(output.view(-1), tensor.view(-1), group=self.group, async_op=True)
 
     def all_to_all(self, output: Tensor, tensor: Tensor) -> Any:
-        return dist.all_to_all_single(output, tensor, group=self.group, async_op=True)
+        return dist.all_to_all_single(output.view(-1), tensor.view(-1), group=self.group, async_op=True)
 
     def broadcast(self, tensor: Tensor, source: int) -> Any:
         return dist.broadcast(tensor, source, group=self.group, async_op=True)
@@ -61,6 +61,9 @@ class TorchBackend:
 
     def recv(self, tensor: Tensor, source: int, tag: int) -> Any:
         return dist.irecv(tensor, source, group=self.group, tag=tag)
+
+    def recv_any(self, tensor: Tensor, tag: int) -> int:
+        return dist.recv(tensor, None, group=self.group, tag=tag)
 
     def all_objects(self, value: object) -> list:
         values: list = [None] * len(self.ranks)

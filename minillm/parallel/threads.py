@@ -5,6 +5,7 @@ Nothing is faster for it; but a breakpoint works, and nothing must be picklable.
 
 import queue
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,6 +45,18 @@ class World:
         with self.lock:
             return self.boxes[tuple(ranks), source, target, tag]
 
+    def wait_for(self, look: Callable[[float], Any]) -> Any:
+        """Call `look` with a few hundredths of a second at a time until it returns something.
+
+        Raises:
+            RuntimeError: if that takes too long, or a rank has failed.
+        """
+        end = time.monotonic() + self.timeout_seconds
+        while (found := look(0.05)) is None:
+            if self.failed.is_set() or time.monotonic() > end:
+                raise RuntimeError("timed out, or another rank failed")
+        return found
+
     def fail(self) -> None:
         """Wake all who wait: a rank has failed."""
         self.failed.set()
@@ -76,30 +89,50 @@ class Meeting:
 
 
 class Letter:
-    """A receive that has begun."""
+    """A tensor on its way: as with gloo, a send has ended when the other rank has received.
 
-    def __init__(self, world: World, box: queue.Queue, tensor: Tensor):
-        self.world, self.box, self.tensor = world, box, tensor
+    Args:
+        world: whose ranks they are.
+        content: the tensor; a copy, so that the sender may go on with its own.
+    """
+
+    def __init__(self, world: World, content: Tensor):
+        self.world, self.content, self.taken = world, content, threading.Event()
 
     def is_completed(self) -> bool:
-        return not self.box.empty()
+        return self.taken.is_set()
 
     def wait(self) -> None:
-        waited = 0.0
-        while True:
-            try:
-                content = self.box.get(timeout=0.05)
-                break
-            except queue.Empty:
-                waited += 0.05
-                if self.world.failed.is_set() or waited > self.world.timeout_seconds:
-                    raise RuntimeError("timed out, or another rank failed") from None
-        if content.shape != self.tensor.shape or content.dtype != self.tensor.dtype:
+        self.world.wait_for(lambda seconds: self.taken.wait(seconds) or None)
+
+
+class Receipt:
+    """A receive that has begun: of the next letter in a box, into a tensor."""
+
+    def __init__(self, world: World, box: queue.Queue, tensor: Tensor):
+        self.world, self.box, self.tensor, self.is_here = world, box, tensor, False
+
+    def is_completed(self) -> bool:
+        return self.is_here or not self.box.empty()
+
+    @torch.no_grad()
+    def wait(self) -> None:
+        letter = self.world.wait_for(self.next_letter)
+        self.is_here = True
+        letter.taken.set()
+        content, tensor = letter.content, self.tensor
+        if content.shape != tensor.shape or content.dtype != tensor.dtype:
             raise RuntimeError(
-                f"{content.dtype} {tuple(content.shape)} came, expected {self.tensor.dtype} {tuple(self.tensor.shape)}"
+                f"{content.dtype} {tuple(content.shape)} came, expected {tensor.dtype} {tuple(tensor.shape)}"
             )
-        with torch.no_grad():
-            self.tensor.copy_(content)
+        tensor.copy_(content)
+
+    def next_letter(self, seconds: float) -> Letter | None:
+        """The next letter, if it comes in time."""
+        try:
+            return self.box.get(timeout=seconds)
+        except queue.Empty:
+            return None
 
 
 class ThreadBackend:
@@ -135,11 +168,24 @@ class ThreadBackend:
     def broadcast(self, tensor: Tensor, source: int) -> None:
         tensor.copy_(self.exchange(tensor)[self.ranks.index(source)])
 
-    def send(self, tensor: Tensor, target: int, tag: int) -> None:
-        self.world.box(self.ranks, self.rank, target, tag).put(tensor.detach().clone())
+    def send(self, tensor: Tensor, target: int, tag: int) -> Letter:
+        letter = Letter(self.world, tensor.detach().clone())
+        self.world.box(self.ranks, self.rank, target, tag).put(letter)
+        return letter
 
-    def recv(self, tensor: Tensor, source: int, tag: int) -> Letter:
-        return Letter(self.world, self.world.box(self.ranks, source, self.rank, tag), tensor)
+    def recv(self, tensor: Tensor, source: int, tag: int) -> Receipt:
+        return Receipt(self.world, self.world.box(self.ranks, source, self.rank, tag), tensor)
+
+    def recv_any(self, tensor: Tensor, tag: int) -> int:
+        boxes = {source: self.world.box(self.ranks, source, self.rank, tag) for source in self.ranks}
+
+        def look(seconds: float) -> int | None:
+            filled = [source for source, box in boxes.items() if not box.empty()]
+            return filled[0] if filled else time.sleep(min(seconds, 0.001))
+
+        source = self.world.wait_for(look)
+        self.recv(tensor, source, tag).wait()
+        return source
 
     def all_objects(self, value: object) -> list:
         return self.meeting.exchange(self.place, value)
