@@ -156,6 +156,8 @@ class PipelineStage(GPT):
 
     Attributes:
         chunks: what is here, in the order of the model.
+        n_shares: among how many ranks the positions between the products are shared out; more than 1 only under
+            sequence parallelism, where a stage gets and gives (B, T / n_shares, C).
 
     Raises:
         ConfigError: as `chunks_of_rank`.
@@ -175,7 +177,7 @@ class PipelineStage(GPT):
         chunks = chunks_of_rank(model.config, rank, n_ranks, n_chunks)
         nn.Module.__init__(self)
         self.config, self.chunks, self.product = model.config, chunks, model.product
-        self.rank, self.n_ranks = rank, n_ranks
+        self.rank, self.n_ranks, self.n_shares = rank, n_ranks, 1
         has_first, has_last = chunks[0].is_first, chunks[-1].is_last
         self.holds_tied_copy = has_last and not has_first and model.head is None
         table = copy.deepcopy(model.token_embedding) if self.holds_tied_copy else model.token_embedding
@@ -197,8 +199,8 @@ class PipelineStage(GPT):
         return next(self.parameters()).dtype
 
     def boundary_shape(self, n_rows: int, n_positions: int) -> tuple[int, ...]:
-        """Shape (B, T, C) of what goes from stage to stage for token ids (B, T)."""
-        return n_rows, n_positions, self.config.d_model
+        """Shape (B, T, C), or with shared positions (B, T / n_shares, C), of what goes on to the next stage."""
+        return n_rows, n_positions // self.n_shares, self.config.d_model
 
     def forward(self, x: Tensor, chunk: int = 0) -> Tensor:
         """Take a micro-batch through one of the chunks.
@@ -213,7 +215,8 @@ class PipelineStage(GPT):
         Raises:
             ShapeError, DataError: as `GPT.forward`.
         """
-        part, n_positions = self.chunks[chunk], x.shape[1]
+        part = self.chunks[chunk]
+        n_positions = x.shape[1] if part.is_first else x.shape[1] * self.n_shares
         if part.is_first:
             self.check_input(x, 0, None, None)
             x, rotation = self.embed(x, 0, None)
