@@ -352,13 +352,13 @@ class Comm:
         """Who of this machine keeps this rank waiting, as the board says: the peer, or who has not come so far."""
         if self.board is None:
             return []
-        if step.peer is not None:
+        if step.peer not in (None, ANY):
             return [f"rank {step.peer} is not there ({self.board.read(step.peer)})"]
         places = {rank: self.board.read(rank) for rank in self.ranks if rank != self.ranks[self.rank]}
         return [
             f"rank {rank} is not there ({place})"
             for rank, place in places.items()
-            if place.group != self.name or place.n_collectives < step.number
+            if step.peer == ANY or place.group != self.name or place.n_collectives < step.number
         ]
 
     def check_agreement(self, step: Step) -> None:
