@@ -18,8 +18,11 @@ N_STEPS = 6
 
 
 def model(seed):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    generator = torch.Generator().manual_seed(seed)  # torch's own is shared by all threads
+    for parameter in module.parameters():
+        parameter.data.uniform_(-0.5, 0.5, generator=generator)
+    return module
 
 
 def loss_of(module, worker, step):
