@@ -1,4 +1,4 @@
-"""A decoder on several tensor-parallel ranks is the decoder on one: losses, gradients, norm, training, and what is sent."""
+"""A decoder on several tensor-parallel ranks is the decoder on one: loss, gradients, norm, training, what is sent."""
 
 import copy
 import math
@@ -181,7 +181,7 @@ def test_gathered_logits_are_those_of_one_process():
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_collectives_of_a_step(kind):
-    """E3: per layer 2 all-reduces forward and 2 backward of B T C numbers; with sequence parallelism 2 all-gathers and 2
+    """E3: per layer 2 all-reduces forward, 2 backward, of B T C numbers; with sequence parallelism 2 all-gathers and 2
     reduce-scatters forward, 4 and 2 backward, however many products read one input."""
     numbers = 3 * 12 * 16
     for n_layers, sequence_parallel in ((1, False), (2, False), (1, True), (2, True)):
