@@ -35,13 +35,6 @@ from minillm.parallel.tensor import (
     enter_products,
 )
 
-# Parameters that all ranks hold whole, while each of them sees only a part of what they do: gradients to be added.
-PARTIAL = (r"blocks\.\d+\.attention\.qk_norm\.weight",)            # its own heads
-SEQUENCE_PARTIAL = (                                               # its own positions
-    r"blocks\.\d+\.(attention|feed_forward)_norm\.(weight|bias)",
-    r"blocks\.\d+\.(attention\.output|feed_forward\.down)\.bias",
-    r"final_norm\.(weight|bias)",
-)
 ENTRANCES = r"blocks\.\d+\.(attention|feed_forward)"  # modules whose products all read one input: it enters once
 
 
@@ -115,9 +108,37 @@ def shard_model(
     product = None
     if getattr(model, "final_norm", None) is not None:
         product = model.product = VocabParallelProduct(comm, model.product, gather_logits, sequence_parallel)
-    patterns = PARTIAL + (SEQUENCE_PARTIAL if sequence_parallel else ())
-    partial = frozenset(name for name in layout if any(re.fullmatch(pattern, name) for pattern in patterns))
+    partial = frozenset(name for name in layout if is_partial(name, layout[name], sequence_parallel))
     return TensorSharding(comm, layout, partial, sequence_parallel, product)
+
+
+def is_partial(name: str, split: Split | None, sequence_parallel: bool) -> bool:
+    """Whether all ranks hold a parameter whole while each sees only a part of what it does: gradients to be added.
+
+    The ranks see different things in two places: behind the entrances, each its own heads and hidden numbers; and with
+    sequence parallelism each its own positions, from the entrance of the first block to the final norm.
+
+    Args:
+        name: of the parameter in the decoder, as in `layout.GPT_PLAN`.
+        split: how it is cut; what is cut has its own gradient on each rank.
+        sequence_parallel: whether ranks keep only their share of the positions between the products.
+
+    Returns:
+        True for a norm of queries and keys, which every rank uses for its heads; with sequence parallelism also for
+        what comes after the sum of a block's products (their biases) and for the norms of blocks and of the end. False
+        for what acts on all positions before the first block.
+
+    Example:
+        >>> is_partial("final_norm.weight", None, sequence_parallel=False)
+        False
+        >>> is_partial("final_norm.weight", None, sequence_parallel=True)
+        True
+    """
+    if split is not None:
+        return False
+    if ".qk_norm." in name:
+        return True
+    return sequence_parallel and name.startswith(("blocks.", "final_norm."))
 
 
 def replace_layers(

@@ -134,6 +134,28 @@ class RowParallelLinear(Linear):
         return y if self.bias is None else y + self.bias
 
 
+def own_ids(ids: Tensor, n_own: int, comm: Comm) -> tuple[Tensor, Tensor]:
+    """Which ids are this rank's, and their rows in its part of a table or of the scores.
+
+    Args:
+        ids: (...) integers from 0 to V - 1.
+        n_own: V / P; rank r has the ids from r * V / P.
+        comm: the tensor-parallel ranks.
+
+    Returns:
+        (...) rows from 0 to V / P - 1, 0 for the ids of others; (...) bool, True for this rank's ids.
+
+    Example:
+        >>> from minillm.parallel.threads import launch_threads
+        >>> rows, mine = launch_threads(lambda comm: own_ids(torch.tensor([3, 0, 2]), 2, comm), 2)[1]
+        >>> rows.tolist(), mine.tolist()
+        ([1, 0, 0], [True, False, True])
+    """
+    rows = ids - n_own * comm.rank
+    mine = (rows >= 0) & (rows < n_own)
+    return rows.masked_fill(~mine, 0), mine
+
+
 class VocabParallelEmbedding(Embedding):
     """A table of vectors of which each rank has the rows of some ids; for the others it answers zero, and all add up.
 
@@ -167,12 +189,9 @@ class VocabParallelEmbedding(Embedding):
         n_rows = self.weight.shape[0]
         if not token_ids.is_cuda:
             check_ids(token_ids, n_rows * self.comm.size)
-        local = token_ids - n_rows * self.comm.rank
-        foreign = (local < 0) | (local >= n_rows)
-        vectors = F.embedding(local.masked_fill(foreign, 0), self.weight)
-        return reduce_from_tensor_model_parallel_region(
-            vectors.masked_fill(foreign.unsqueeze(-1), 0.0), self.comm
-        )
+        rows, mine = own_ids(token_ids, n_rows, self.comm)
+        vectors = F.embedding(rows, self.weight).masked_fill(~mine.unsqueeze(-1), 0.0)
+        return reduce_from_tensor_model_parallel_region(vectors, self.comm)
 
 
 class VocabParallelProduct:

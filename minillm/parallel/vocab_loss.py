@@ -10,31 +10,47 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from minillm.parallel.comm import Comm
+from minillm.parallel.tensor import own_ids
 from minillm.train.loss import IGNORED, check_loss_arguments, check_targets
 
 
-class VocabParallelCrossEntropy(torch.autograd.Function):
-    """log sum exp of all scores minus the target's, for each position, from the ranks' parts.
+def losses_from_parts(logits: Tensor, targets: Tensor, comm: Comm) -> tuple[Tensor, Tensor]:
+    """Minus the log-probability of each target, log sum exp(scores) - score[target], when each rank has some scores.
 
-    The gradient, softmax minus one at the target, needs nobody else: each rank has its part of it.
+    Two exchanges: of the largest scores, which no exponent may exceed on any rank, and of two sums at once, of the
+    exponentials and of the target's score, which one rank has and the others count as 0.
+
+    Args:
+        logits: (..., V / P), this rank's part of the scores: those of ids rank * V / P and on; left as they are.
+        targets: (...) ids from 0 to V - 1, the same on all ranks.
+        comm: the tensor-parallel ranks; `own_ids` says which ids are whose.
+
+    Returns:
+        (...) losses in nats, the same on all ranks, and (..., V / P), this rank's part of the softmax.
+
+    Source:
+        Shoeybi et al. 2019, arXiv:1909.08053, section 3 ("fuse the output of the parallel GEMM with the loss").
     """
+    local, mine = own_ids(targets, logits.shape[-1], comm)
+    largest = logits.amax(dim=-1)
+    comm.all_reduce(largest, "max")
+    shifted = logits - largest.unsqueeze(-1)
+    target_score = shifted.gather(-1, local.unsqueeze(-1)).squeeze(-1).masked_fill(~mine, 0.0)
+    powers = shifted.exp_()
+    sums = torch.stack((powers.sum(dim=-1), target_score))         # this rank's part of both
+    comm.all_reduce(sums)
+    return sums[0].log() - sums[1], powers.div_(sums[0].unsqueeze(-1))
+
+
+class VocabParallelCrossEntropy(torch.autograd.Function):
+    """`losses_from_parts`, and its gradient: softmax minus one at the target, of which each rank has its part."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, counted: Tensor, comm: Comm) -> Tensor:
-        first = comm.rank * logits.shape[-1]
-        largest = logits.amax(dim=-1)
-        comm.all_reduce(largest, "max")
-        local = targets - first
-        mine = (local >= 0) & (local < logits.shape[-1])
-        local = local.masked_fill(~mine, 0).unsqueeze(-1)
-        shifted = logits - largest.unsqueeze(-1)
-        target_score = shifted.gather(-1, local).squeeze(-1).masked_fill(~mine, 0.0)
-        powers = shifted.exp_()
-        sums = torch.stack((powers.sum(dim=-1), target_score))     # the rank's part of both
-        comm.all_reduce(sums)
-        weights = powers.div_(sums[0].unsqueeze(-1))               # softmax
+        losses, weights = losses_from_parts(logits, targets, comm)
+        local, mine = own_ids(targets, logits.shape[-1], comm)
         ctx.save_for_backward(weights, local, mine, counted)
-        return (sums[0].log() - sums[1]).masked_fill(~counted, 0.0)
+        return losses.masked_fill(~counted, 0.0)
 
     @staticmethod
     @once_differentiable
@@ -42,7 +58,7 @@ class VocabParallelCrossEntropy(torch.autograd.Function):
         weights, local, mine, counted = ctx.saved_tensors
         gradient = gradient.masked_fill(~counted, 0.0).unsqueeze(-1)
         by_logits = weights * gradient
-        by_logits.scatter_add_(-1, local, -gradient.masked_fill(~mine.unsqueeze(-1), 0.0))
+        by_logits.scatter_add_(-1, local.unsqueeze(-1), -gradient.masked_fill(~mine.unsqueeze(-1), 0.0))
         return by_logits, None, None, None
 
 
