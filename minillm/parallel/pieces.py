@@ -5,8 +5,8 @@ the other. That says everything: how many ranks there were, and in which mesh, n
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -189,33 +189,6 @@ def piece_of_slice(shape: Sequence[int], split: Split | None, index: int, size: 
         ranges.append((first + index * share, first + (index + 1) * share))
         first += section
     return Piece(shape, split.dim, tuple(ranges))
-
-
-def flat_pieces(pieces: Mapping[str, Piece], begin: int, end: int) -> dict[str, tuple[Piece, int]]:
-    """What one rank holds of each tensor when all are flattened into one long row and the row is cut over the ranks.
-
-    Args:
-        pieces: the tensors in the order of the row, by name; not flattened yet.
-        begin: where the rank's share of the row begins.
-        end: where it ends; beyond the last number is padding, which belongs to no tensor.
-
-    Returns:
-        {name: (piece, where it begins in the share)} of the tensors that have numbers in the share.
-
-    Example:
-        >>> row = {"weight": Piece((2, 3)), "bias": Piece((2,))}
-        >>> for name, (piece, at) in flat_pieces(row, 5, 10).items():
-        ...     print(name, piece.flat, at)
-        weight (5, 6) 0
-        bias (0, 2) 1
-    """
-    found, first = {}, 0
-    for name, piece in pieces.items():
-        inside = max(begin - first, 0), min(end - first, piece.n_numbers)
-        if inside[0] < inside[1]:
-            found[name] = (replace(piece, flat=inside), first + inside[0] - begin)
-        first += piece.n_numbers
-    return found
 
 
 def may_overlap(first: Piece, second: Piece) -> bool:

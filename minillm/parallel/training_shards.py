@@ -5,7 +5,8 @@ names are those of the whole model: a pipeline stage that holds blocks 4 to 7 ca
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from minillm.errors import CheckpointError
 from minillm.models.gpt import GPT, GPTConfig
 from minillm.parallel.layout import check_tensor_parallel, tensor_layout
+from minillm.parallel.owned import OwnedPiece
 from minillm.parallel.pieces import Piece, piece_of_slice
 from minillm.parallel.shard_reader import ShardReader
 from minillm.parallel.sharded_checkpoint import Shard
@@ -50,6 +52,38 @@ def tensor_parallel_pieces(config: GPTConfig, index: int, size: int) -> dict[str
         whole = GPT(config)
     layout = tensor_layout(config)
     return {name: piece_of_slice(p.shape, layout[name], index, size) for name, p in whole.named_parameters()}
+
+
+class OwnedParameters(nn.Module):
+    """What a rank owns under ZeRO or FSDP, as a module whose parameters are flat parts of the real ones.
+
+    It goes wherever a model goes in this file, with its `pieces`: shards of it are saved, and it is restored in place.
+
+    Args:
+        owned: `ZeroOptimizer.owned`, or that of a fully sharded module.
+        pieces: of the parameters before they were flattened, under tensor parallelism; None: they were whole.
+    """
+
+    def __init__(self, owned: Sequence[OwnedPiece], pieces: Pieces | None = None):
+        super().__init__()
+        self.owned = {part.name: part.parameter for part in owned}
+        self.pieces = {
+            part.name: replace((pieces or {}).get(part.name, Piece(tuple(part.shape))), flat=(part.begin, part.end))
+            for part in owned
+        }
+
+    def named_parameters(self, *_: object, **__: object) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names of the whole parameters, with the numbers that are owned here."""
+        return iter(self.owned.items())
+
+    def state_dict(self, *_: object, **__: object) -> dict[str, Tensor]:
+        """The same without gradients."""
+        return {name: parameter.detach() for name, parameter in self.owned.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], *_: object, **__: object) -> None:
+        """Take these numbers, in place."""
+        for name, parameter in self.owned.items():
+            parameter.detach().copy_(state[name])
 
 
 def model_shards(model: nn.Module, pieces: Pieces | None = None) -> dict[str, Shard]:
