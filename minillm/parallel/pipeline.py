@@ -9,6 +9,7 @@ Dimensions: B rows of the batch, T positions, C width, P ranks, M micro-batches,
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,6 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from minillm.errors import CommError, ConfigError, ShapeError
 from minillm.parallel.comm import Comm, Pending
 from minillm.parallel.rings import exchange
+from minillm.parallel.schedule_checks import check_schedule
 from minillm.parallel.schedules import BACKWARD, FORWARD, Action, Schedule
 from minillm.parallel.stages import PipelineStage
 from minillm.train.accumulation import LossSum
@@ -72,6 +74,7 @@ class Run:
         kept: for each (micro-batch, chunk) on its way what the way back needs.
         arriving: receives that have begun, and their tensors.
         leaving: sends that may not have ended, and their tensors, which must live so long.
+        postman: a thread that waits for the ends of sends: gloo knows of an end only when it is waited for.
     """
 
     inputs: Sequence[Tensor]
@@ -80,7 +83,8 @@ class Run:
     factor: float
     kept: dict[tuple[int, int], Kept] = field(default_factory=dict)
     arriving: dict[Action, tuple[Pending, Tensor]] = field(default_factory=dict)
-    leaving: list[tuple[Pending, Tensor]] = field(default_factory=list)
+    leaving: list[tuple[Future, Tensor]] = field(default_factory=list)
+    postman: ThreadPoolExecutor | None = None
     losses: list[Tensor] = field(default_factory=list)
     peak_in_flight: int = 0
     idle_seconds: float = 0.0
@@ -113,7 +117,7 @@ class PipelineEngine:
         autocast: makes the context for forward passes, for example `Precision.autocast`.
 
     Raises:
-        ConfigError: if the schedule is for another number of ranks.
+        ConfigError: if the schedule is for another number of ranks, or ranks could not work through it.
     """
 
     def __init__(
@@ -125,6 +129,7 @@ class PipelineEngine:
     ):
         if schedule.n_ranks != comm.size:
             raise ConfigError(f"a schedule for {schedule.n_ranks} ranks in a pipeline of {comm.size}; make one for it")
+        check_schedule(schedule)
         self.stage, self.comm, self.schedule, self.autocast = stage, comm, schedule, autocast
         self.actions = schedule.actions[comm.rank]
 
@@ -153,20 +158,38 @@ class PipelineEngine:
             ShapeError: if there are fewer rows than micro-batches.
             CommError: if the ranks come with different batches, or one does not send what another waits for.
         """
-        start = time.perf_counter()
         own_tokens = self.check_batch(inputs, targets)
         n_parts = self.schedule.n_microbatches
         factor = scale / (n_tokens or max(own_tokens, 1))
         run = Run(inputs.tensor_split(n_parts), targets.tensor_split(n_parts), loss_sum, factor)
-        for action, following in zip(self.actions, [*self.actions[1:], None], strict=True):
-            self.begin_receive(run, action)
-            self.begin_receive(run, following)
-            self.forward(run, action) if action.kind == FORWARD else self.backward(run, action)
-            run.leaving = [(pending, tensor) for pending, tensor in run.leaving if not pending.is_done()]
-        self.wait_for(run, [pending for pending, _ in run.leaving])
+        seconds = self.work(run, self.actions)
         loss = self.share_loss(run, inputs.device)
-        seconds = time.perf_counter() - start
         return PipelineReport(loss, own_tokens, run.peak_in_flight, seconds, run.idle_seconds)
+
+    @torch.no_grad()
+    def evaluate(self, inputs: Tensor, targets: Tensor, loss_sum: LossSum = next_token_loss) -> PipelineReport:
+        """The loss alone: all micro-batches forward, nothing kept, no gradient; arguments as those of `step`."""
+        own_tokens = self.check_batch(inputs, targets)
+        n_parts = self.schedule.n_microbatches
+        run = Run(inputs.tensor_split(n_parts), targets.tensor_split(n_parts), loss_sum, 1.0)
+        seconds = self.work(run, [action for action in self.actions if action.kind == FORWARD])
+        loss = self.share_loss(run, inputs.device)
+        return PipelineReport(loss, own_tokens, run.peak_in_flight, seconds, run.idle_seconds)
+
+    def work(self, run: Run, actions: Sequence[Action]) -> float:
+        """Do one action after another, each with the receive of the next one begun; returns the seconds it took."""
+        start = time.perf_counter()
+        run.postman = ThreadPoolExecutor(1, "pipeline-sends")
+        try:
+            for action, following in zip(actions, [*actions[1:], None], strict=True):
+                self.begin_receive(run, action)
+                self.begin_receive(run, following)
+                self.forward(run, action) if action.kind == FORWARD else self.backward(run, action)
+                run.leaving = [(sent, tensor) for sent, tensor in run.leaving if not sent.done()]
+            self.wait_for(run, [sent.result for sent, _ in run.leaving])
+        finally:
+            run.postman.shutdown(cancel_futures=True)
+        return time.perf_counter() - start
 
     def check_batch(self, inputs: Tensor, targets: Tensor) -> int:
         """The number of counted targets, after asking all ranks whether they have the same batch.
@@ -196,7 +219,8 @@ class PipelineEngine:
     def forward(self, run: Run, action: Action) -> None:
         """One micro-batch forward through one chunk; on to the next stage, or to the loss."""
         stage = self.schedule.stage(self.comm.rank, action.chunk)
-        x = run.inputs[action.microbatch] if stage == 0 else self.received(run, action).requires_grad_()
+        is_kept = torch.is_grad_enabled()
+        x = run.inputs[action.microbatch] if stage == 0 else self.received(run, action).requires_grad_(is_kept)
         letter: list[Tensor] = []
         with self.autocast():
             if stage == self.schedule.n_stages - 1:
@@ -205,13 +229,15 @@ class PipelineEngine:
                 output = self.stage(x, action.chunk).to(self.stage.dtype)
                 end = Crossing.apply(output, letter)
                 self.send(run, output.detach(), action, stage + 1)
-        edge = get_gradient_edge(end) if end.requires_grad else None
-        run.kept[action.microbatch, action.chunk] = Kept(x, edge, letter)
-        run.peak_in_flight = max(run.peak_in_flight, len(run.kept))
+        if is_kept:
+            edge = get_gradient_edge(end) if end.requires_grad else None
+            run.kept[action.microbatch, action.chunk] = Kept(x, edge, letter)
+            run.peak_in_flight = max(run.peak_in_flight, len(run.kept))
 
     def loss(self, run: Run, action: Action, x: Tensor) -> Tensor:
         """The last stage and the summed loss of its micro-batch, which is noted."""
-        loss = run.loss_sum(lambda x: self.stage(x, action.chunk), x, run.targets[action.microbatch])
+        rest = (lambda x: self.stage(x, action.chunk)) if self.schedule.n_stages > 1 else self.stage
+        loss = run.loss_sum(rest, x, run.targets[action.microbatch])
         run.losses.append(loss.detach())
         return loss
 
@@ -243,7 +269,7 @@ class PipelineEngine:
     def received(self, run: Run, action: Action) -> Tensor:
         """What the action needs, as soon as it is here."""
         pending, tensor = run.arriving.pop(action)
-        self.wait_for(run, [pending])
+        self.wait_for(run, [pending.wait])
         return tensor
 
     def send(self, run: Run, tensor: Tensor, action: Action, target_stage: int) -> None:
@@ -251,17 +277,18 @@ class PipelineEngine:
         tensor = tensor.contiguous()
         target, _ = self.schedule.place(target_stage)
         tag = self.tag(action.kind, action.microbatch, target_stage)
-        run.leaving.append((self.comm.send(tensor, target, tag, async_op=True), tensor))
+        pending = self.comm.send(tensor, target, tag, async_op=True)
+        run.leaving.append((run.postman.submit(pending.wait), tensor))
 
     def tag(self, kind: str, microbatch: int, stage: int) -> int:
         """A number of its own for what `stage` is to receive."""
         return 2 * (stage * self.schedule.n_microbatches + microbatch) + (kind == BACKWARD)
 
-    def wait_for(self, run: Run, transfers: Sequence[Pending]) -> None:
+    def wait_for(self, run: Run, ends: Sequence[Callable[[], object]]) -> None:
         """Wait, and note how long."""
         start = time.perf_counter()
-        for pending in transfers:
-            pending.wait()
+        for wait in ends:
+            wait()
         run.idle_seconds += time.perf_counter() - start
 
     def share_loss(self, run: Run, device: torch.device) -> Tensor:
