@@ -14,10 +14,10 @@ from minillm.errors import ConfigError
 from minillm.nn.linear import Linear
 from minillm.parallel import regions, tensor, vocab_loss
 from minillm.parallel.comm import Comm
-from minillm.parallel.rehearsal import PATIENCE_SECONDS
 from minillm.parallel.threads import launch_threads
 from minillm.parallel.traffic import CommCounter
 
+PATIENCE_SECONDS = 3.0  # of a rank that waits for another one
 REGIONS = {
     "copy": regions.copy_to_tensor_model_parallel_region,
     "reduce": regions.reduce_from_tensor_model_parallel_region,
