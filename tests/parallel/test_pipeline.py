@@ -27,10 +27,11 @@ KINDS = {
     "tied": {"token_shift": True, "embedding_norm": True},
     "untied": {"tie_embeddings": False, "position": "rotary", "norm": "rms", "qk_norm": True},
 }
-# name, P, M, v; micro-batches that do not divide the rows are among them
+# kind, name, P, M, v; micro-batches that do not divide the rows are among them
 CASES = [
-    ("naive", 2, 1, 1), ("gpipe", 2, 3, 1), ("gpipe", 4, 4, 1), ("1f1b", 2, 5, 1), ("1f1b", 4, 3, 1), ("1f1b", 4, 5, 1),
-    ("interleaved", 2, 4, 2), ("interleaved", 2, 2, 2), ("interleaved", 4, 4, 1),
+    ("tied", "naive", 2, 1, 1), ("untied", "gpipe", 2, 3, 1), ("tied", "gpipe", 4, 4, 1), ("tied", "1f1b", 2, 5, 1),
+    ("untied", "1f1b", 4, 3, 1), ("tied", "1f1b", 4, 5, 1), ("tied", "interleaved", 2, 4, 2),
+    ("untied", "interleaved", 2, 4, 2), ("untied", "interleaved", 2, 2, 2), ("tied", "interleaved", 4, 4, 1),
 ]  # fmt: skip
 
 
@@ -73,10 +74,9 @@ def largest_difference(results, expected):
     return max((gradient - right).abs().max().item() for gradient, right in pairs)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_schedule_gives_the_gradients_of_one_process(case, kind):
-    name, n_ranks, n_microbatches, n_chunks = case
+def test_every_schedule_gives_the_gradients_of_one_process(case):
+    kind, name, n_ranks, n_microbatches, n_chunks = case
     loss, expected = single_gradients(kind)
     results = launch(
         step_of_rank, n_ranks, kind, name, n_microbatches, n_chunks, timeout_seconds=20, show_output=False
@@ -89,11 +89,11 @@ def test_every_schedule_gives_the_gradients_of_one_process(case, kind):
         assert 0 < report.idle_seconds < report.seconds
 
 
-def test_activations_in_flight_follow_the_formulas():
-    results = launch(step_of_rank, 4, "tied", "1f1b", 5, 1, timeout_seconds=20, show_output=False)
-    assert [report.peak_in_flight for report, _ in results] == [4, 3, 2, 1]
-    results = launch(step_of_rank, 4, "tied", "gpipe", 5, 1, timeout_seconds=20, show_output=False)
-    assert [report.peak_in_flight for report, _ in results] == [5, 5, 5, 5]
+def test_the_peaks_that_the_runs_are_compared_with_are_those_of_the_formulas():
+    """GPipe keeps M; 1F1B min(P - rank, M); interleaved rank 0 P v + P - 1 chunks (the first warm-up, and one)."""
+    assert peak_in_flight(make_schedule("1f1b", 4, 5)) == [4, 3, 2, 1]
+    assert peak_in_flight(make_schedule("gpipe", 4, 4)) == [4, 4, 4, 4]
+    assert peak_in_flight(make_schedule("interleaved", 2, 4, 2)) == [5, 3]
 
 
 def test_one_rank_accumulates_and_threads_do_as_well():
@@ -214,7 +214,7 @@ def test_a_warm_up_that_locks_the_ranks_is_refused_before_anything_is_sent():
 def test_without_that_check_the_lock_is_an_error_in_seconds(monkeypatch):
     monkeypatch.setattr(pipeline, "check_schedule", lambda schedule: None)
     start = time.monotonic()
-    with pytest.raises(CommError, match="rank . of 2 in world: recv from rank . .* did not end within 1 s"):
+    with pytest.raises(CommError, match="rank . of 2 in world: recv from rank . "):
         launch(step_with, 2, schedule_with_warm_up(0, 1), timeout_seconds=1, show_output=False)
     assert time.monotonic() - start < 10
 
