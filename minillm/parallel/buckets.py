@@ -40,13 +40,10 @@ def assign_buckets(sizes: Sequence[int], bucket_bytes: int) -> list[list[int]]:
     if bucket_bytes < 1:
         raise ConfigError(f"bucket_bytes is {bucket_bytes}, expected 1 or more")
     buckets: list[list[int]] = []
-    filled = 0
     for index in reversed(range(len(sizes))):
-        if not buckets or filled + sizes[index] > bucket_bytes:
+        if not buckets or sum(sizes[other] for other in buckets[-1]) + sizes[index] > bucket_bytes:
             buckets.append([])
-            filled = 0
         buckets[-1].append(index)
-        filled += sizes[index]
     return buckets
 
 
@@ -154,7 +151,7 @@ class GradientBuckets:
             parameter: (bucket, place) for bucket in self.buckets for place, parameter in enumerate(bucket.parameters)
         }
         self.launches: list[Launch] = []
-        self.n_launched = 0
+        self.n_launched = self.n_ready = 0
 
     def ready(self, parameter: nn.Parameter) -> None:
         """This parameter's gradient is complete: put it into its bucket, and send off what is full and in turn.
@@ -171,12 +168,17 @@ class GradientBuckets:
                 f"a gradient of shape {tuple(parameter.shape)} came after its bucket had been sent: two backward "
                 "passes without finish_gradient_synchronization() between them; put all but the last into no_sync()"
             )
+        self.n_ready += place in bucket.missing
         bucket.collect(place)
         if self.overlap:
             self.launch_full()
 
     def launch_full(self) -> None:
-        """Send off the next bucket, and the ones after it, as long as none of their gradients is missing."""
+        """Send off the bucket whose turn it is, and those after it, as long as none of their gradients is missing.
+
+        A later bucket that is full waits for the earlier ones: all ranks must send in one order, and another rank's
+        gradients may become ready in another one.
+        """
         while self.n_launched < len(self.buckets) and not self.buckets[self.n_launched].missing:
             self.launch(self.buckets[self.n_launched])
 
@@ -184,8 +186,7 @@ class GradientBuckets:
         """Begin the sum of one bucket over the ranks."""
         if self.n_launched == 0:
             self.launches = []
-        n_missing = sum(len(other.missing) for other in self.buckets)
-        self.launches.append(Launch(self.n_launched, len(self.parameters) - n_missing, n_missing))
+        self.launches.append(Launch(self.n_launched, self.n_ready, len(self.parameters) - self.n_ready))
         bucket.pending = self.comm.all_reduce(bucket.flat, async_op=True)
         self.n_launched += 1
 
@@ -214,4 +215,4 @@ class GradientBuckets:
             for place, parameter in enumerate(bucket.parameters):
                 bucket.give_back(place, used[parameter])
             bucket.missing, bucket.pending = set(range(len(bucket.parameters))), None
-        self.n_launched = 0
+        self.n_launched = self.n_ready = 0
