@@ -132,6 +132,7 @@ def test_weights_alone_and_foreign_folders(tmp_path):
         write_torch_checkpoint(tmp_path / "dcp", weights)
     with pytest.raises(CheckpointError, match="not a DCP folder"):
         read_torch_checkpoint(tmp_path)
-    dcp.save({"other": torch.ones(2)}, checkpoint_id=tmp_path / "other", no_dist=True)
+    with pytest.warns(UserWarning, match="single process"):
+        dcp.save({"other": torch.ones(2)}, checkpoint_id=tmp_path / "other", no_dist=True)
     with pytest.raises(CheckpointError, match="no tensors below 'model'"):
         read_torch_checkpoint(tmp_path / "other")
