@@ -1,6 +1,5 @@
 """Ranks that must do the same thing: stop at the same step, and wait while one of them works alone."""
 
-import signal
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -8,6 +7,7 @@ from typing import Any
 
 from minillm.errors import CommError
 from minillm.parallel.comm import Comm
+from minillm.parallel.preemption import agree_on_signal
 from minillm.train.signals import StopSignals
 
 HEARTBEAT_SECONDS = 5.0
@@ -40,9 +40,7 @@ class AgreedStop(StopSignals):
     def requested(self) -> bool:
         """Whether any rank was asked to stop; called by all ranks, one small message."""
         if self.received is None:
-            mine = signal.Signals[self.own.received].value if self.own.received else 0
-            if number := int(self.world.all_numbers(mine, "max")):
-                self.received = signal.Signals(number).name
+            self.received = agree_on_signal(self.world, self.own.received)
         return self.received is not None
 
 

@@ -39,6 +39,7 @@ from minillm.parallel.mesh import Mesh, MeshSize
 from minillm.parallel.pipeline import counts_once, sync_tied_gradients
 from minillm.parallel.stages import PipelineStage
 from minillm.train.loss import IGNORED, kernel_cross_entropy, next_token_loss
+from minillm.train.optim import AdamW
 from minillm.train.optimizer_state import load_optimizer_state_by_name, optimizer_state_by_name
 
 ENGINES = ("ours", "fsdp2", "tp", "pp")
@@ -205,7 +206,7 @@ class EngineModel:
         engine: "fsdp2", "tp" or "pp".
         model: the same whole model on all ranks; it is used up.
         mesh: the ranks.
-        make_optimizer: part of the model -> torch's AdamW over its parameters, see `torch_adamw`.
+        make_optimizer: (part of the model, config) -> our AdamW over its parameters; torch's takes over its settings.
         n_microbatches: parts of a rank's rows.
         autocast: makes the context for forward passes.
 
@@ -218,7 +219,7 @@ class EngineModel:
         engine: str,
         model: GPT,
         mesh: Mesh,
-        make_optimizer: Callable[[nn.Module], Optimizer],
+        make_optimizer: Callable[[nn.Module, GPTConfig], Optimizer],
         n_microbatches: int = 1,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ):
@@ -235,7 +236,7 @@ class EngineModel:
             self.schedule = torch_schedule(self.model, mesh, n_microbatches, self.scaled_loss)
         else:
             self.model = (to_fsdp2 if engine == "fsdp2" else to_tensor_parallel)(model, mesh, device_type)
-        self.optimizer = make_optimizer(self.model)
+        self.optimizer = torch_twin(make_optimizer(self.model, self.config))
 
     def gradients(self, inputs: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, int]:
         """See `training.CutModel`."""
@@ -355,15 +356,23 @@ class EngineModel:
         return tensor[qkv_order(self.config, self.mesh.tp.size).argsort().to(tensor.device)]
 
 
-def torch_adamw(groups: list[dict], lr: float, betas: tuple[float, float]) -> Optimizer:
-    """torch's AdamW over parameters of which some may be DTensors and some not: its loop over them, not its kernels.
+def torch_twin(optimizer: Optimizer) -> Optimizer:
+    """torch's AdamW with the groups and settings of ours; its loop over parameters, of which some may be DTensors.
 
     Args:
-        groups: as torch takes them, see `minillm.train.grouping.decay_groups`.
-        lr: learning rate.
-        betas: of the two running means.
+        optimizer: ours, before its first step.
+
+    Raises:
+        ConfigError: if it is no AdamW.
     """
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, foreach=False)
+    if not isinstance(optimizer, AdamW):
+        raise ConfigError(
+            f"torch's engines step with AdamW here, not with {type(optimizer).__name__}, which needs whole matrices; "
+            "give --optimizer adamw"
+        )
+    keys = ("lr", "betas", "eps", "weight_decay")
+    groups = [{"params": group["params"], **{key: group[key] for key in keys}} for group in optimizer.param_groups]
+    return torch.optim.AdamW(groups, foreach=False)
 
 
 def portable(saved: dict) -> dict:

@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 
 from minillm.errors import ConfigError, ShapeError
 from minillm.models.gpt import GPT, GPTConfig
-from minillm.parallel.agreement import first_rank_alone
 from minillm.parallel.comm import Comm
 from minillm.parallel.full_state import (
     gather_full_state,
@@ -239,10 +238,3 @@ def shared_validation_loss(
         figures = validation_loss(model, own_batch, len(mine), lambda: False, loss_sum, precision)
         total = figures["loss"] * sum(counted)
     return {"loss": world.all_numbers(total) / world.all_numbers(sum(counted))}
-
-
-def sample_of_first_rank(
-    world: Comm, sample: Callable[[Callable[[], bool]], str]
-) -> Callable[[Callable[[], bool]], str]:
-    """Rank 0 writes, the others wait; they get the text too."""
-    return lambda should_stop: first_rank_alone(world, lambda: sample(lambda: False))

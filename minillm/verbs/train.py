@@ -1,5 +1,6 @@
 """`minillm train`: from a text to a trained model in a folder."""
 
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,9 @@ from minillm.errors import ConfigError
 DEFAULT_OUT = Path("runs")
 # Families and sizes as in the registry, which imports torch.
 FAMILY_NAMES = ("gpt2", "bloom", "llama", "mistral", "mixtral", "falcon", "modern")
+ENGINE_NAMES = ("ours", "fsdp2", "tp", "pp")
 SIZE_NAMES = ("nano", "mini", "tiny", "small", "medium", "base", "large")
+OF_MANY_PROCESSES = ("mesh", "backend", "engine", "timeout_seconds")  # do not change what is learned
 PRESETS: dict[str, dict[str, object]] = {
     "": {},
     "gpu": {
@@ -63,6 +66,10 @@ class Settings:
     resume: bool = setting(False, "go on with the run in --out; settings that are not given are the run's own")
     with_my: tuple[str, ...] = setting((), "chapters (08) whose functions in your homework replace the library's")
     homework: Path | None = setting(None, "folder of your homework; homework/ in the clone if not given")
+    mesh: str = setting("", "train on many processes: dp=N copies, pp=N stages, tp=N parts of each layer; dp=2,tp=2")
+    backend: str = setting("auto", "how they talk; auto: nccl on cuda, else gloo", choices=("auto", "gloo", "nccl"))
+    engine: str = setting("ours", "who cuts the model for them: ours, or PyTorch's engine", choices=ENGINE_NAMES)
+    timeout_seconds: float = setting(60.0, "a process that keeps the others waiting longer is given up")
     dry_run: bool = setting(False, "print the settings, parameters, memory and FLOPs; train nothing, write nothing")
 
     def __post_init__(self) -> None:
@@ -73,6 +80,8 @@ class Settings:
             raise ConfigError(f"microbatches is {self.microbatches}; a batch of {self.batch_size} has not so many rows")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; it must be at least 0")
+        if not self.timeout_seconds > 0:
+            raise ConfigError(f"timeout_seconds is {self.timeout_seconds}; it must be above 0")
         if not self.data:
             raise ConfigError("data is empty; name at least one text")
 
@@ -89,15 +98,40 @@ def run(settings: Settings) -> int:
         print(config_to_json(settings), end="")
         print(what_it_costs(settings, read_texts(settings)))
         return 0
+    if wants_many_processes(settings):
+        from minillm.verbs.many_processes import run_on_mesh
+
+        return run_on_mesh(settings)
     texts = Texts([], []) if settings.resume else read_texts(settings)  # a run keeps its texts as packed ids
     with learners_functions(settings):
         result, folder = train_run(settings, texts)
+    say_how_it_ended(result, folder)
+    return exit_code(result.stopped_by)
+
+
+def wants_many_processes(settings: Settings) -> bool:
+    """Whether the settings or torchrun ask for more processes than this one.
+
+    Raises:
+        ConfigError: if they contradict each other.
+    """
+    n_started = int(os.environ.get("WORLD_SIZE", "1"))
+    if settings.mesh.replace(" ", "") in ("", "dp=1") and n_started == 1:
+        if settings.engine != "ours" and not settings.mesh:
+            raise ConfigError(f"engine {settings.engine!r} is for many processes; say which with --mesh, as dp=2")
+        return False
+    if not settings.mesh:
+        raise ConfigError(f"torchrun started {n_started} processes and there is no --mesh; give --mesh dp={n_started}")
+    return True
+
+
+def say_how_it_ended(result: Any, folder: Any) -> None:
+    """What to type next."""
     again = " ".join(["minillm train", "--out", str(folder.path), "--resume"])
     if result.stopped_by:
         print(f"stopped by {result.stopped_by} after step {result.step}; go on with: {again}", file=sys.stderr)
     else:
         print(f"done: {folder.path}; try: minillm generate {folder.path} --prompt ...")
-    return exit_code(result.stopped_by)
 
 
 def fill_in(given: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +155,7 @@ def resumed(given: dict[str, Any]) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"there is no run in {out} to go on with; leave out --resume to begin one")
     saved = config_from_json(Settings, file.read_text(encoding="utf-8"), where=str(file))
-    free = {"out", "resume", "dry_run", "steps", "device", "keep_last", "homework"}
+    free = {"out", "resume", "dry_run", "steps", "device", "keep_last", "homework", *OF_MANY_PROCESSES}
     wrong = [
         f"{name} {getattr(settings, name)!r}, the run has {getattr(saved, name)!r}"
         for name in given
@@ -150,4 +184,5 @@ def saved_form(settings: Settings) -> str:
 def identity(settings: Settings) -> dict[str, object]:
     """The settings that a checkpoint must agree with."""
     free = ("out", "resume", "dry_run", "steps", "device", "keep_last", "preset", "with_my", "homework")
+    free += OF_MANY_PROCESSES
     return {name: value for name, value in config_to_dict(settings).items() if name not in free}

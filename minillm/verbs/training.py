@@ -227,18 +227,21 @@ def train_run(settings: Settings, texts: Texts, hooks: tuple[Hook, ...] = ()) ->
 
 
 def batches_of(
-    settings: Settings, tokens: PackedTokens, shuffle: bool = True
+    settings: Settings, tokens: PackedTokens, shuffle: bool = True, rank: int = 0, world_size: int = 1
 ) -> SequentialBatches | DocumentBatches:
-    """Batches with rows as the settings want them; running text can be read in its order."""
+    """Batches with rows as the settings want them; running text can be read in its order, ranks share the rows out."""
+    shape = (settings.batch_size // world_size, settings.max_seq_len, settings.seed, rank, world_size)
     if settings.rows == "documents":
-        return DocumentBatches(
-            tokens, tokens.end_of_text_id, settings.batch_size, settings.max_seq_len, settings.seed
-        )
-    return SequentialBatches(tokens, settings.batch_size, settings.max_seq_len, settings.seed, shuffle=shuffle)
+        return DocumentBatches(tokens, tokens.end_of_text_id, *shape)
+    return SequentialBatches(tokens, *shape, shuffle=shuffle)
 
 
 def validation(
-    model: GPT, held_out: PackedTokens, settings: Settings, precision: Precision
+    model: GPT | None,
+    held_out: PackedTokens,
+    settings: Settings,
+    precision: Precision,
+    measure: Callable[..., Mapping[str, float] | None] = validation_loss,
 ) -> Callable[[Callable[[], bool]], Mapping[str, float] | None]:
     """The loop's validation: loss in nats per token and bits per byte on the first tokens set aside."""
     if len(held_out) < 2:
@@ -251,7 +254,7 @@ def validation(
     bytes_per_token = held_out.n_text_bytes / len(held_out)
 
     def validate(should_stop: Callable[[], bool]) -> Mapping[str, float] | None:
-        figures = validation_loss(model, batches.batch, n_batches, should_stop, precision=precision)
+        figures = measure(model, batches.batch, n_batches, should_stop, precision=precision)
         return figures and {**figures, "bits_per_byte": bits_per_byte(figures["loss"], 1) / bytes_per_token}
 
     return validate
@@ -301,11 +304,13 @@ def loss_panel(title: str, metrics: list[dict]) -> Panel:
     return Panel(title, "step", "loss (nats per token)", lines)
 
 
-def utilisation(folder: RunFolder, config: GPTConfig, device: torch.device, dtype: torch.dtype) -> str:
-    """Model FLOPs utilisation of the run's second half: operations the model needs over what the device can do."""
+def utilisation(
+    folder: RunFolder, config: GPTConfig, device: torch.device, dtype: torch.dtype, n_processes: int = 1
+) -> str:
+    """Model FLOPs utilisation of the run's second half: operations the model needs over what the devices can do."""
     rates = [entry["tokens_per_second"] for entry in read_metrics(folder.metrics, "train")]
     rate = statistics.median(rates[len(rates) // 2 :]) if rates else 0.0
-    peak = matmul_flops_per_second(device, dtype)
+    peak = n_processes * matmul_flops_per_second(device, dtype)
     used = flops_per_token(config) * rate
     return (
         f"{rate:,.0f} tokens/s; MFU = (6 N + 12 L C T) * tokens/s / measured matrix product rate "

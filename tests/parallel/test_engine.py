@@ -12,7 +12,7 @@ from torch import nn
 
 from minillm.errors import ConfigError
 from minillm.models.gpt import GPT, GPTConfig
-from minillm.parallel.engine import EngineModel, check_engine, torch_adamw
+from minillm.parallel.engine import EngineModel, check_engine
 from minillm.parallel.launch import launch
 from minillm.parallel.mesh import Mesh, MeshSize
 from minillm.train.clip import clip_gradients
@@ -48,12 +48,8 @@ def batch(step):
     return inputs, targets
 
 
-def ours(model):
+def ours(model, config=None):
     return AdamW(decay_groups(model, 0.1), lr=0.02, betas=(0.9, 0.95))
-
-
-def torchs(model):
-    return torch_adamw(decay_groups(model, 0.1), lr=0.02, betas=(0.9, 0.95))
 
 
 def single_run(name, n_steps, model=None, optimizer=None, first=0):
@@ -88,7 +84,7 @@ def train_and_resume(world, engine, size, name, saved):
     """From nothing for three steps; then from what another engine saved."""
     mesh = Mesh(size, world)
     n_parts = 2 if size.pp > 1 else 1
-    cut = EngineModel(engine, whole_model(name), mesh, torchs, n_parts)
+    cut = EngineModel(engine, whole_model(name), mesh, ours, n_parts)
     begun = engine_run(cut, N_STEPS)
     gathered = copy.deepcopy((cut.gather_weights(), cut.gather_optimizer()))
     cut.scatter(*saved)
@@ -160,7 +156,7 @@ def test_meshes_and_models_that_an_engine_cannot_cut_are_refused():
 
 def steps_with(world, engine, size, wrong):
     mesh = Mesh(size, world)
-    cut = EngineModel(engine, whole_model("gpt2"), mesh, torchs)
+    cut = EngineModel(engine, whole_model("gpt2"), mesh, ours)
     wrong(cut)
     return engine_run(cut, N_STEPS)
 
