@@ -42,7 +42,7 @@ def slice_of(full: Tensor, split: Split | None, index: int, size: int) -> Tensor
         size: number of parts P.
 
     Returns:
-        The part; a view where the memory allows it.
+        The part, a tensor of its own; the whole itself if it is not cut.
 
     Raises:
         ShapeError: if the sections are not the tensor's, or P does not divide one of them.
@@ -56,8 +56,7 @@ def slice_of(full: Tensor, split: Split | None, index: int, size: int) -> Tensor
         return full
     sections = split.sections or (full.shape[split.dim],)
     check_sections(full, split, sections, size)
-    shares = [part.chunk(size, split.dim)[index] for part in full.split(sections, split.dim)]
-    return shares[0] if len(shares) == 1 else torch.cat(shares, split.dim)
+    return torch.cat([part.chunk(size, split.dim)[index] for part in full.split(sections, split.dim)], split.dim)
 
 
 def join_slices(parts: Sequence[Tensor], split: Split | None) -> Tensor:

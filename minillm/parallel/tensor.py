@@ -40,7 +40,7 @@ def own_part(parameter: nn.Parameter | None, split: Split | None, comm: Comm) ->
     """A new parameter with this rank's part of a whole one."""
     if parameter is None:
         return None
-    part = slice_of(parameter.detach(), split, comm.rank, comm.size).clone(memory_format=torch.contiguous_format)
+    part = slice_of(parameter.detach(), split, comm.rank, comm.size).clone()
     return nn.Parameter(part, parameter.requires_grad)
 
 

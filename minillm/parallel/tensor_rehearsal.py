@@ -55,10 +55,11 @@ def rehearse_region(
         raise ConfigError(f"region {name!r} is unknown; known are {', '.join(REGIONS)}")
 
     def act(comm: Comm) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+        other = torch.zeros_like(output_gradients[comm.rank], requires_grad=True)
+        branch = other * 1.0                                       # before the region, so backward comes to it later
         x = tensors[comm.rank].clone().requires_grad_()
         y = REGIONS[name](x, comm)
-        other = torch.zeros_like(y, requires_grad=True)
-        (y + other).backward(output_gradients[comm.rank].clone())
+        (y + branch).backward(output_gradients[comm.rank].clone())
         said = [transfer.operation for transfer in comm.counter.transfers]
         return y.detach(), x.grad, other.grad, said
 
