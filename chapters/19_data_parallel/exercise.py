@@ -1,4 +1,4 @@
-"""Chapter 19, Data parallel: fill in the holes (16 points).
+"""Chapter 19, Data parallel: fill in the holes (17 points).
 
 `minillm course test 19` tests this file, `minillm course test 19 19.1` one task of it.
 Each docstring says what its function must do; the chapter explains why.
@@ -15,6 +15,7 @@ from minillm.errors import CommError, ConfigError
 from minillm.parallel.buckets import Bucket, Launch, used_by_any
 from minillm.parallel.comm import Comm
 from minillm.parallel.flat import Piece
+from minillm.parallel.memory import StateBytes
 from minillm.parallel.parameter_server import arrival_order
 from minillm.parallel.rehearsal import rehearse_buckets, rehearse_collective, rehearse_reduction
 from minillm.parallel.rings import exchange, parts_of
@@ -307,3 +308,41 @@ Piece(index=1, begin=0, end=3, offset=1)])
         """The tensors as views of a buffer of `padded_numbers`."""
         places = zip(self.offsets, self.numbers, self.shapes, strict=True)
         return [flat[offset : offset + number].view(shape) for offset, number, shape in places]
+
+
+def model_state_bytes(
+    n_parameters: int,
+    world_size: int,
+    stage: int,
+    parameter_bytes: int = 2,
+    gradient_bytes: int = 2,
+    optimizer_bytes: int = 12,
+) -> StateBytes:
+    """Bytes on each rank at the four stages of ZeRO.
+
+    Stage 0 (data parallel) keeps everything everywhere: 16 Psi with the bytes below. Stage 1 divides the optimizer's
+    state among the ranks: 4 Psi + 12 Psi / P. Stage 2 the gradients as well: 2 Psi + 14 Psi / P. Stage 3 all: 16 Psi /
+    P.
+
+    Args:
+        n_parameters: Psi.
+        world_size: P; where it does not divide Psi, each rank's share is rounded up.
+        stage: 0 to 3.
+        parameter_bytes: per parameter; 2 for bfloat16.
+        gradient_bytes: per parameter.
+        optimizer_bytes: per parameter; 12 for AdamW in float32 with a float32 copy of the parameters.
+
+    Raises:
+        ConfigError: if the stage is unknown or a number too small.
+
+    Source:
+        Rajbhandari et al. 2020, arXiv:1910.02054, figure 1: K = 12.
+
+    Example:
+        >>> [model_state_bytes(7_500_000_000, 64, stage).total / 1e9 for stage in range(4)]
+        [120.0, 31.40625, 16.640625, 1.875]
+    """
+    # TASK 19.8 (1 point)
+    # Three lines of one table: what each of the three parts costs when it is whole, and from which stage on a
+    # rank has only its share. The share is rounded up once, in parameters, before it is turned into bytes.
+    raise NotImplementedError("task 19.8")

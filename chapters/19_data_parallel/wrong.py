@@ -6,6 +6,7 @@ from minillm.course.wrong_answers import wrong
 from minillm.errors import ConfigError
 from minillm.parallel.buckets import used_by_any
 from minillm.parallel.flat import Piece
+from minillm.parallel.memory import StateBytes
 from minillm.parallel.rings import exchange, parts_of
 
 # --- 19.1 reduce-scatter
@@ -640,3 +641,87 @@ def pieces(self, rank):
         if begin < end:
             owned.append(Piece(index, begin - offset, end - offset, begin - start))
     return owned
+
+
+# --- 19.8 memory
+
+
+@wrong("19.8", "stage 1 divides the gradients and stage 2 the optimizer's state")
+def model_state_bytes(n_parameters, world_size, stage, parameter_bytes=2, gradient_bytes=2, optimizer_bytes=12):
+    if stage not in (0, 1, 2, 3) or world_size < 1 or n_parameters < 0:
+        raise ConfigError("no such stage")
+    share = -(-n_parameters // world_size)
+    return StateBytes(
+        parameter_bytes * (share if stage >= 3 else n_parameters),
+        gradient_bytes * (share if stage >= 1 else n_parameters),
+        optimizer_bytes * (share if stage >= 2 else n_parameters),
+    )
+
+
+@wrong("19.8", "each stage divides one part only: stage 3 has whole gradients again")
+def model_state_bytes(n_parameters, world_size, stage, parameter_bytes=2, gradient_bytes=2, optimizer_bytes=12):
+    if stage not in (0, 1, 2, 3) or world_size < 1 or n_parameters < 0:
+        raise ConfigError("no such stage")
+    share = -(-n_parameters // world_size)
+    return StateBytes(
+        parameter_bytes * (share if stage == 3 else n_parameters),
+        gradient_bytes * (share if stage == 2 else n_parameters),
+        optimizer_bytes * (share if stage == 1 else n_parameters),
+    )
+
+
+@wrong("19.8", "the share rounded down")
+def model_state_bytes(n_parameters, world_size, stage, parameter_bytes=2, gradient_bytes=2, optimizer_bytes=12):
+    if stage not in (0, 1, 2, 3) or world_size < 1 or n_parameters < 0:
+        raise ConfigError("no such stage")
+    share = n_parameters // world_size
+    return StateBytes(
+        parameter_bytes * (share if stage >= 3 else n_parameters),
+        gradient_bytes * (share if stage >= 2 else n_parameters),
+        optimizer_bytes * (share if stage >= 1 else n_parameters),
+    )
+
+
+@wrong("19.8", "rounds bytes up, not parameters: half a number on each rank")
+def model_state_bytes(n_parameters, world_size, stage, parameter_bytes=2, gradient_bytes=2, optimizer_bytes=12):
+    if stage not in (0, 1, 2, 3) or world_size < 1 or n_parameters < 0:
+        raise ConfigError("no such stage")
+    sizes = [n_parameters * n_bytes for n_bytes in (parameter_bytes, gradient_bytes, optimizer_bytes)]
+    first = (3, 2, 1)
+    return StateBytes(
+        *(-(-size // world_size) if stage >= begin else size for size, begin in zip(sizes, first, strict=True))
+    )
+
+
+@wrong("19.8", "2, 2 and 12 written into the code")
+def model_state_bytes(n_parameters, world_size, stage, parameter_bytes=2, gradient_bytes=2, optimizer_bytes=12):
+    if stage not in (0, 1, 2, 3) or world_size < 1 or n_parameters < 0:
+        raise ConfigError("no such stage")
+    share = -(-n_parameters // world_size)
+    return StateBytes(
+        2 * (share if stage >= 3 else n_parameters),
+        2 * (share if stage >= 2 else n_parameters),
+        12 * (share if stage >= 1 else n_parameters),
+    )
+
+
+@wrong("19.8", "forgets the master copy and the second moment: 4 bytes of optimizer")
+def model_state_bytes(n_parameters, world_size, stage, parameter_bytes=2, gradient_bytes=2, optimizer_bytes=4):
+    if stage not in (0, 1, 2, 3) or world_size < 1 or n_parameters < 0:
+        raise ConfigError("no such stage")
+    share = -(-n_parameters // world_size)
+    return StateBytes(
+        parameter_bytes * (share if stage >= 3 else n_parameters),
+        gradient_bytes * (share if stage >= 2 else n_parameters),
+        optimizer_bytes * (share if stage >= 1 else n_parameters),
+    )
+
+
+@wrong("19.8", "accepts stages that do not exist")
+def model_state_bytes(n_parameters, world_size, stage, parameter_bytes=2, gradient_bytes=2, optimizer_bytes=12):
+    share = -(-n_parameters // world_size)
+    return StateBytes(
+        parameter_bytes * (share if stage >= 3 else n_parameters),
+        gradient_bytes * (share if stage >= 2 else n_parameters),
+        optimizer_bytes * (share if stage >= 1 else n_parameters),
+    )

@@ -382,3 +382,49 @@ def test_ranks_that_own_nothing(impl):
     layout = impl.FlatLayout([(0,), (3,), (0,)], 1)
     found = [piece_tuple(piece) for piece in layout.pieces(0)]
     expect_equal(found, [(1, 0, 3, 0)], what="the pieces of shapes (0,), (3,), (0,)")
+
+
+# 19.8 memory
+
+
+def state_bytes(found):
+    return (found.parameters, found.gradients, found.optimizer)
+
+
+@task("19.8")
+def test_bytes_of_the_published_example(impl):
+    psi = 7_500_000_000
+    whole, share = (2 * psi, 2 * psi, 12 * psi), (234_375_000, 234_375_000, 1_406_250_000)
+    for stage in range(4):
+        right = whole[: 3 - stage] + share[3 - stage :]
+        found = state_bytes(impl.model_state_bytes(psi, 64, stage))
+        expect_equal(found, right, what=f"bytes of 7.5 billion parameters on each of 64 ranks in stage {stage}")
+
+
+@task("19.8", cases=2)
+def test_bytes_by_counting_parameters(impl, rng):
+    """Deal the parameters out one by one; the longest hand is what every rank makes room for."""
+    for world_size in (1, 2, 3, 7):
+        n = int(rng.integers(0, 60))
+        hands = [0] * world_size
+        for number in range(n):
+            hands[number % world_size] += 1
+        sizes = [int(rng.integers(1, 17)) for _ in range(3)]
+        for stage in range(4):
+            counts = [max(hands) if stage >= first else n for first in (3, 2, 1)]
+            expected = tuple(count * size for count, size in zip(counts, sizes, strict=True))
+            found = state_bytes(impl.model_state_bytes(n, world_size, stage, *sizes))
+            told = f"{n} parameters on {world_size} ranks in stage {stage} with {sizes} bytes each"
+            expect_equal(found, expected, what=f"bytes of parameters, gradients, optimizer: {told}")
+
+
+@task("19.8")
+def test_bytes_of_what_cannot_be(impl):
+    for arguments in ((10, 2, 4), (10, 2, -1), (10, 0, 1), (-1, 2, 1)):
+        with expect_error(ValueError):
+            impl.model_state_bytes(*arguments)
+            raise Wrong(f"model_state_bytes{arguments} must be refused")
+    found = state_bytes(impl.model_state_bytes(10, 1, 3, 4, 4, 8))
+    expect_equal(found, (40, 40, 80), what="bytes of 10 parameters on a rank alone in stage 3 with 4, 4 and 8 bytes")
+    found = state_bytes(impl.model_state_bytes(0, 2, 1))
+    expect_equal(found, (0, 0, 0), what="bytes of a model without parameters")
