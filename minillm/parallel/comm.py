@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minillm.errors import CommError, ConfigError, ShapeError
 from minillm.parallel.board import Board
-from minillm.parallel.traffic import CommCounter, SlowLink
+from minillm.parallel.traffic import CommCounter, LateStart, SlowLink
 
 REDUCTIONS = ("sum", "mean", "max", "min")
 SIGNATURE_BYTES = 256
@@ -313,7 +313,8 @@ class Comm:
             self.check_agreement(step)
         ready_at = self.account(operation, n_bytes)
         with NamedErrors(self, step), torch.no_grad():
-            work = begin()
+            is_late = operation == "send" and ready_at > 0         # on a slow link the other rank has to wait, too
+            work = LateStart(begin, ready_at) if is_late else begin()
         pending = Pending(self, step, work, ready_at, finish)
         if async_op:
             return pending
@@ -345,8 +346,9 @@ class Comm:
             return 0.0
         counter = self.counter if self.counter is not None else CommCounter()
         counter.add(operation, self.name, n_bytes, self.size)
-        sent_bytes = counter.transfers[-1].sent_bytes
-        return 0.0 if self.link is None else self.link.occupy(sent_bytes, time.perf_counter())
+        if self.link is None or operation == "recv":               # the wire is the sender's
+            return 0.0
+        return self.link.occupy(counter.transfers[-1].sent_bytes, time.perf_counter())
 
     def missing(self, step: Step) -> list[str]:
         """Who of this machine keeps this rank waiting, as the board says: the peer, or who has not come so far."""

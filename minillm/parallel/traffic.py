@@ -3,7 +3,11 @@
 Dimensions: P ranks of a group, S bytes of a whole tensor.
 """
 
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from minillm.errors import ConfigError
 
@@ -95,3 +99,39 @@ class SlowLink:
         """
         self.free_at = max(now, self.free_at) + self.latency_seconds + sent_bytes / self.bytes_per_second
         return self.free_at
+
+
+class LateStart:
+    """An operation that begins when a slow wire is through with it, while its rank goes on: who receives waits, too.
+
+    Args:
+        begin: begins it, and returns what `wait` and `is_completed` can be asked of, or None if it has ended.
+        moment: when, as `time.perf_counter` counts.
+    """
+
+    def __init__(self, begin: Callable[[], Any], moment: float):
+        self.begin, self.moment = begin, moment
+        self.work: Any = None
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        """Sleep, then begin."""
+        time.sleep(max(0.0, self.moment - time.perf_counter()))
+        try:
+            self.work = self.begin()
+        except BaseException as error:
+            self.error = error
+
+    def wait(self) -> None:
+        """Wait for its end; raises what beginning it raised."""
+        self.thread.join()
+        if self.error is not None:
+            raise self.error
+        if self.work is not None:
+            self.work.wait()
+
+    def is_completed(self) -> bool:
+        """Whether it has begun and ended."""
+        return not self.thread.is_alive() and (self.work is None or self.work.is_completed())

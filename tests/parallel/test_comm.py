@@ -161,6 +161,33 @@ def test_a_slow_link_takes_its_time_and_leaves_the_processor_free():
         assert started < 0.09 and not early and ended >= 0.1 and late
 
 
+def over_the_slow_link(comm):
+    """Rank 0 sends twice and goes on; when does rank 1 have each, and when does rank 0 know?"""
+    tensors = [torch.full((1000,), 1.0), torch.full((1000,), 2.0)]  # 4000 bytes each: 0.1 s
+    comm.barrier()
+    began = time.perf_counter()
+    if comm.rank == 0:
+        sends = [comm.send(tensor, 1, tag, async_op=True) for tag, tensor in enumerate(tensors)]
+        times = [time.perf_counter() - began]
+        for pending in sends:
+            pending.wait()
+        return [*times, time.perf_counter() - began]
+    times, received = [], torch.zeros(1000)
+    for tag, tensor in enumerate(tensors):
+        comm.recv(received, 0, tag)
+        assert torch.equal(received, tensor)
+        times.append(time.perf_counter() - began)
+    return times
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_who_receives_over_a_slow_link_waits_for_the_wire(name):
+    links = [SlowLink(bytes_per_second=40_000) for _ in range(2)]
+    sender, receiver = start(name, over_the_slow_link, 2, links=links)
+    assert sender[0] < 0.09 and sender[1] >= 0.2
+    assert 0.09 <= receiver[0] < receiver[1] and receiver[1] >= 0.19
+
+
 def test_a_link_must_move():
     for settings in ({"bytes_per_second": 0}, {"bytes_per_second": 1.0, "latency_seconds": -1}):
         with pytest.raises(ConfigError, match="a rate above 0"):
