@@ -195,8 +195,9 @@ def whole_model(cut: CutModel, config: GPTConfig, device: torch.device) -> GPT:
         config: of the whole model.
         device: where to.
     """
-    model = GPT(config, torch.Generator().manual_seed(0))
-    model.load_state_dict(cut.gather_weights())
+    weights = cut.gather_weights()
+    model = GPT(config, torch.Generator().manual_seed(0)).to(next(iter(weights.values())).dtype)
+    model.load_state_dict(weights)
     return model.to(device).eval()
 
 
