@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from minillm.errors import CheckpointError, ConfigError
+from minillm.errors import CheckpointError, CommError, ConfigError
 from minillm.parallel.clip import clip_global_gradients
 from minillm.parallel.comm import Comm
 from minillm.parallel.data_parallel import broadcast_module
@@ -106,6 +106,11 @@ class FullyShardedDataParallel(nn.Module):
         """Gather this unit's parameters, and begin with the next one's."""
         if self.is_gathered or unit.is_in_backward:  # in backward: activations computed once more
             return None
+        if unit.is_sent and torch.is_grad_enabled():
+            raise CommError(
+                f"forward of {unit.name} after its gradients were sent: call finish_gradient_synchronization() after "
+                "each backward pass"
+            )
         if unit is self.root:
             self.free_all()  # what an unfinished pass has left
         if torch.is_grad_enabled():
@@ -127,16 +132,17 @@ class FullyShardedDataParallel(nn.Module):
             for tensor in tensors_in(output):
                 if tensor.requires_grad:
                     tensor.register_hook(lambda _: self.before_backward(unit))
-        if not (is_kept and torch.is_grad_enabled()):
+        if is_kept and torch.is_grad_enabled():
+            unit.rest()
+        else:
             unit.free()
 
     def before_backward(self, unit: ShardedUnit) -> None:
         """Backward comes to a unit, and so has left those that it was in before."""
         if unit.is_in_backward or unit.is_sent:
             return
-        left = [
-            other for other in self.units if other.is_in_backward and not other.contains(unit) and other.n_calls == 1
-        ]
+        left = [other for other in self.units if other.is_in_backward and other.n_calls == 1]
+        left = [other for other in left if not other.contains(unit) and not unit.contains(other)]
         for other in left:
             other.send_gradients()
             other.is_in_backward = False

@@ -75,14 +75,18 @@ class ShardedBuffer:
         if self.pending is not None:
             self.pending.wait()
             self.pending, self.is_whole = None, True
-            self.show(self.views)
+        self.show(self.views)
+
+    def rest(self) -> None:
+        """Show the pieces, but keep the whole ones, which autograd remembers, for backward."""
+        self.show(self.pieces)
 
     def free(self) -> None:
         """Give the whole parameters' memory back."""
         if self.pending is not None:
             self.gather()
         if self.is_whole:
-            self.show(self.pieces)
+            self.rest()
             self.full.untyped_storage().resize_(0)
             self.is_whole = False
 
@@ -164,6 +168,11 @@ class ShardedUnit:
         self.begin_gather()
         for buffer in self.buffers:
             buffer.gather()
+
+    def rest(self) -> None:
+        """Show the pieces, but keep the whole parameters for backward."""
+        for buffer in self.buffers:
+            buffer.rest()
 
     def free(self) -> None:
         """Keep this rank's shard only."""
