@@ -110,6 +110,17 @@ class Parallel3D:
     Raises:
         ConfigError: as `check_grid`.
         CommError: if the ranks made different models.
+
+    Example:
+        >>> from minillm.parallel.threads import launch_threads
+        >>> config = GPTConfig(vocab_size=8, max_seq_len=4, n_layers=2, n_heads=2, d_model=4)
+        >>> token_ids = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]])
+        >>> def norm(comm, size):
+        ...     grid = Parallel3D(GPT(config, torch.Generator().manual_seed(0)), Mesh(size, comm))
+        ...     _ = grid.gradients(token_ids, token_ids.flip(0))
+        ...     return f"{grid.clip(1.0).item():.5f}"
+        >>> launch_threads(norm, 4, MeshSize(pp=2, tp=2)) == 4 * launch_threads(norm, 1, MeshSize())
+        True
     """
 
     def __init__(
@@ -147,7 +158,8 @@ class Parallel3D:
             inputs: (B, T) token ids of this data-parallel rank; its stages and tensor-parallel ranks have the same.
             targets: (B, T) token ids; -100 is not counted.
             loss_sum: (model, inputs, targets) -> summed loss, where the model gives this rank's part of the vocabulary
-                if tp is above 1; None is the cross-entropy.
+                if tp is above 1; None is the cross-entropy. What is no sum over tokens (the balance of experts) is that
+                of each micro-batch, as with gradient accumulation.
             scale: factor on the gradients (loss scaling), not on the loss returned.
 
         Raises:

@@ -118,6 +118,19 @@ class PipelineEngine:
 
     Raises:
         ConfigError: if the schedule is for another number of ranks, or ranks could not work through it.
+
+    Example:
+        >>> from minillm.models.gpt import GPT, GPTConfig
+        >>> from minillm.parallel.schedules import make_schedule
+        >>> from minillm.parallel.threads import launch_threads
+        >>> config = GPTConfig(vocab_size=8, max_seq_len=4, n_layers=2, n_heads=2, d_model=4)
+        >>> token_ids = torch.zeros(6, 4, dtype=torch.int64)
+        >>> def train(comm, name):
+        ...     stage = PipelineStage(GPT(config), comm.rank, comm.size)
+        ...     report = PipelineEngine(stage, comm, make_schedule(name, comm.size, 6)).step(token_ids, token_ids)
+        ...     return report.n_tokens, report.peak_in_flight
+        >>> launch_threads(train, 2, "gpipe"), launch_threads(train, 2, "1f1b")
+        ([(24, 6), (24, 6)], [(24, 2), (24, 1)])
     """
 
     def __init__(

@@ -186,6 +186,21 @@ def test_a_state_of_another_model_is_refused_before_anything_changes(change, mes
         assert message in text
 
 
+def launches(comm, size):
+    mesh, model = make(comm, "tied", size, TWO, False)
+    inputs, targets = batches()[0]
+    for _ in range(2):
+        model.gradients(rows_of(mesh, inputs), rows_of(mesh, targets))
+        model.part.zero_grad()
+    return model.buckets.launches, len(model.buckets.buckets)
+
+
+def test_sums_over_the_copies_begin_during_the_last_backward_pass():
+    for log, n_buckets in launch(launches, 4, MeshSize(dp=2, pp=2), timeout_seconds=20, show_output=False):
+        assert len(log) == n_buckets > 2
+        assert log[0].n_missing > log[-1].n_missing
+
+
 # Wrong ones
 
 
@@ -275,7 +290,7 @@ def test_grids_that_do_not_fit_are_refused_without_ranks(size, pipeline, message
         check_grid(whole("modern").config, size, pipeline)
 
 
-def test_losses_of_a_mixture_of_experts_see_the_whole_model_where_there_is_one():
+def test_a_mixture_of_experts_can_be_copied_but_not_cut():
     config = GPTConfig(
         vocab_size=V, max_seq_len=T, n_layers=2, n_heads=4, d_model=16, n_experts=2, n_active_experts=1
     )
