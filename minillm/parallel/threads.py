@@ -8,6 +8,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -269,8 +270,20 @@ def launch_threads(
         thread.start()
     for thread in threads:
         thread.join()
+    wait_for_exit([thread.native_id for thread in threads])
     if errors:
         rank, error = next((pair for pair in errors if not isinstance(pair[1], CommError)), errors[0])
         error.add_note(f"raised on rank {rank} of {world_size}")
         raise error
     return results
+
+
+def wait_for_exit(native_ids: Sequence[int], seconds: float = 1.0) -> None:
+    """Wait until the system, too, is rid of threads that have been joined.
+
+    They still free what libraries keep for each thread, under locks that a process forked now would inherit locked.
+    """
+    tasks = [Path(f"/proc/self/task/{number}") for number in native_ids]
+    end = time.monotonic() + seconds
+    while any(task.exists() for task in tasks) and time.monotonic() < end:
+        time.sleep(0.0005)
