@@ -16,11 +16,11 @@ from minillm.parallel.rings import part_bounds
 Batches = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 
-def rows_of_rank(step: int, global_batch: int, rank: int, world_size: int) -> range:
+def rows_of_rank(step: int, global_batch: int, rank: int, world_size: int) -> tuple[int, int]:
     """Which rows of an endless stream a rank trains on at a step.
 
     Step s takes rows s B to (s + 1) B, whoever trains; the ranks take neighbouring parts of these that differ by one
-    row at most.
+    row at most, the first ranks the longer ones.
 
     Args:
         step: counted from 0 over the whole run, restarts included.
@@ -29,16 +29,16 @@ def rows_of_rank(step: int, global_batch: int, rank: int, world_size: int) -> ra
         world_size: number of ranks P.
 
     Returns:
-        the row numbers.
+        (begin, end): the rank has rows begin to end - 1.
 
     Raises:
         ConfigError: if the step is negative, the rank is none of P, or there are fewer rows than ranks.
 
     Example:
-        >>> [list(rows_of_rank(2, 8, rank, 3)) for rank in range(3)]
-        [[16, 17, 18], [19, 20, 21], [22, 23]]
-        >>> [list(rows_of_rank(2, 8, rank, 2)) for rank in range(2)]
-        [[16, 17, 18, 19], [20, 21, 22, 23]]
+        >>> [rows_of_rank(2, 8, rank, 3) for rank in range(3)]
+        [(16, 19), (19, 22), (22, 24)]
+        >>> [rows_of_rank(2, 8, rank, 2) for rank in range(2)]
+        [(16, 20), (20, 24)]
     """
     if step < 0:
         raise ConfigError(f"step is {step}, expected 0 or more")
@@ -47,7 +47,7 @@ def rows_of_rank(step: int, global_batch: int, rank: int, world_size: int) -> ra
     if global_batch < world_size:
         raise ConfigError(f"{global_batch} rows for {world_size} ranks: expected a row for each; enlarge the batch")
     begin, end = part_bounds(global_batch, world_size)[rank]
-    return range(step * global_batch + begin, step * global_batch + end)
+    return step * global_batch + begin, step * global_batch + end
 
 
 class ElasticBatches:
@@ -78,5 +78,5 @@ class ElasticBatches:
             ConfigError: if the batch has fewer rows than there are ranks.
         """
         inputs, targets = self.batches(step)
-        rows = rows_of_rank(0, len(inputs), self.rank, self.world_size)
-        return inputs[rows.start : rows.stop], targets[rows.start : rows.stop]
+        begin, end = rows_of_rank(0, len(inputs), self.rank, self.world_size)
+        return inputs[begin:end], targets[begin:end]

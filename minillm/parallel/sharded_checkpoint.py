@@ -256,7 +256,10 @@ def claim_of(shard: Shard) -> Claim:
 
 
 def assign_writers(claims: Sequence[Mapping[str, Claim]]) -> list[list[str]]:
-    """Who writes what: each distinct part of each tensor once, by the rank that has least to write so far.
+    """Who writes what: each distinct part of each tensor once, by a rank that holds it.
+
+    The parts are given out in the order in which they first come in the claims, rank 0's first: each to that one of its
+    holders who has fewest bytes to write so far, the lowest of several such ranks.
 
     Args:
         claims: of all ranks, in rank order: name -> what it holds of the tensor.

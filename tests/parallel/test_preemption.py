@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from minillm.errors import CommError, ConfigError
+from minillm.parallel.failure_drill import drill_all_or_none, drill_stop
 from minillm.parallel.launch import launch
 from minillm.parallel.pieces import Piece
 from minillm.parallel.preemption import agree_on_signal
@@ -53,6 +54,18 @@ def test_one_is_enough_whichever(place):
         return agree_on_signal(comm, "SIGINT" if comm.rank == place else None)
 
     assert launch_threads(ask, 3) == ["SIGINT"] * 3
+
+
+def test_drill_of_a_stop():
+    never = [None, None, None]
+    assert drill_stop([never, [None, None, "SIGTERM"], never]) == [(1, "SIGTERM")] * 3
+    assert drill_stop([never] * 2) == [(2, None)] * 3
+
+
+def test_drill_of_all_or_none():
+    told, called = drill_all_or_none([None, "disk full", None])
+    assert [kind for kind, _ in told] == ["CheckpointError", "OSError", "CheckpointError"]
+    assert "rank 1 failed with OSError: disk full" in told[2][1][0] and called == [0, 1, 2]
 
 
 def test_two_signals_and_names_that_are_none():

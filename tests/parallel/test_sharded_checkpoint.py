@@ -235,8 +235,8 @@ def zero_run(comm, folder, step_from, n_steps):
         restore_optimizer(zero.optimizer, owned, reader, owned.pieces)
         gather_zero(zero)
     for step in range(step_from, step_from + n_steps):
-        rows = rows_of_rank(0, 6, comm.rank, comm.size)
-        ids = torch.randint(24, (6, 8), generator=torch.Generator().manual_seed(step))[rows.start : rows.stop]
+        begin, end = rows_of_rank(0, 6, comm.rank, comm.size)
+        ids = torch.randint(24, (6, 8), generator=torch.Generator().manual_seed(step))[begin:end]
         zero.zero_grad()
         (model(ids).square().sum() / 1000).backward()
         zero.finish_gradient_synchronization(1.0)
