@@ -13,6 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NAMES = (
     "bpe", "train_step", "generation", "recipe", "dedup", "ngram", "hmm", "word2vec", "lstm", "attention", "models",
+    "parallel",
 )  # fmt: skip
 EXTRAS = {"ngram": ("kenlm", "oracle-lm")}  # a benchmark, the package it needs besides, and the extra that has it
 
