@@ -44,7 +44,8 @@ def write_torch_checkpoint(folder: str | Path, weights: Mapping[str, Tensor], op
     content: dict[str, Any] = {"model": dict(weights)}
     if optimizer is not None:
         state = {name: {key: as_tensor(v) for key, v in each.items()} for name, each in optimizer["state"].items()}
-        groups = [{**group["options"], "params": list(group["names"])} for group in optimizer["groups"]]
+        filled = torch_options if is_adamw(optimizer) else dict
+        groups = [{**filled(group["options"]), "params": list(group["names"])} for group in optimizer["groups"]]
         content["optim"] = {"state": state, "param_groups": groups}
     with alone():
         dcp.save(content, checkpoint_id=folder, no_dist=True)
@@ -101,7 +102,27 @@ def sort_by_path(content: Mapping[tuple, Any], folder: str | Path) -> tuple[dict
     if not groups:
         return weights, None
     named = [{"names": groups[number].pop("params"), "options": groups[number]} for number in sorted(groups)]
-    return weights, {"state": state, "groups": named}
+    optimizer = {"state": state, "groups": named}
+    if is_adamw(optimizer):
+        named = [{**group, "options": our_options(group["options"])} for group in named]
+    return weights, {**optimizer, "groups": named}
+
+
+def is_adamw(optimizer: Mapping) -> bool:
+    """Whether named state looks like that of AdamW, torch's or ours."""
+    return any("exp_avg_sq" in entries for entries in optimizer["state"].values())
+
+
+def torch_options(options: Mapping) -> dict:
+    """A group's options as torch's AdamW has them: its switches, which change no number, at their defaults."""
+    return torch.optim.AdamW([torch.zeros(1)]).defaults | {k: v for k, v in options.items() if k != "fused"}
+
+
+def our_options(options: Mapping) -> dict:
+    """The way back: without torch's switches, unless one was changed."""
+    defaults = torch.optim.AdamW([torch.zeros(1)]).defaults
+    kept = ("lr", "betas", "eps", "weight_decay")
+    return {k: v for k, v in options.items() if k in kept or k not in defaults or v != defaults[k]}
 
 
 def as_tensor(value: Any) -> Tensor:

@@ -68,9 +68,10 @@ def engine_goes_on(comm, folder, target):
     return loaded, {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
 
 
-def test_ours_to_fully_shard_and_back(tmp_path):
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, AdamW])
+def test_ours_to_fully_shard_and_back(tmp_path, kind):
     """Written at tp=2, read by fully_shard on 3 ranks, saved by it after a step, read here by one process."""
-    model, optimizer = new_run(seed=0)
+    model, optimizer = new_run(seed=0, kind=kind)
     train(model, optimizer, [0, 1, 2])
 
     def write(comm):
@@ -91,7 +92,7 @@ def test_ours_to_fully_shard_and_back(tmp_path):
     back = torch_to_sharded(tmp_path / "dcp-3", tmp_path / "back", 4)
     whole = {name: ShardReader(back).read(f"model/{name}") for name in stepped}
     assert all(torch.equal(whole[name], stepped[name]) for name in stepped)
-    ours, its_optimizer = new_run(seed=5)
+    ours, its_optimizer = new_run(seed=5, kind=kind)
     train(ours, its_optimizer, [0])
     restore_model(ours, ShardReader(back))
     restore_optimizer(its_optimizer, ours, ShardReader(back))
