@@ -35,6 +35,7 @@ from minillm.parallel.processes import join, leave
 
 GRACE_SECONDS = 2.0  # after an error of communication: for the rank whose fault it is to say so
 SHORT_GRACE_SECONDS = 0.1  # after an error that explains itself
+SPAWN_SECONDS = 60.0  # a new Python that imports torch on a busy machine
 LOOK_SECONDS = 0.5  # a rank's own children may keep its end of the pipe open: look whether it lives
 KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
@@ -66,8 +67,14 @@ class Start:
     timeout_seconds: float
     checked: bool
     folder: str
+    method: str
     counters: Sequence[CommCounter] | None = None
     links: Sequence[SlowLink] | None = None
+
+    @property
+    def board(self) -> Path:
+        """Where ranks write where they are."""
+        return Path(self.folder) / "board"
 
     def output(self, rank: int) -> Path:
         """Where a rank's prints go."""
@@ -132,10 +139,10 @@ def launch(
     if start_method == "auto":
         start_method = "fork" if sys.platform == "linux" and not torch.cuda.is_initialized() else "spawn"
     folder = tempfile.mkdtemp(prefix="minillm-ranks-")
-    start = Start(world_size, backend, timeout_seconds, checked, folder, counters, links)
+    start = Start(world_size, backend, timeout_seconds, checked, folder, start_method, counters, links)
     ranks: list[Running] = []
     try:
-        Board(Path(folder) / "board", world_size)
+        Board(start.board, world_size)
         begin(ranks, start, start_method, function, args)
         collect(ranks, start, limit_seconds)
         release(ranks)
@@ -169,7 +176,8 @@ def begin(
 
 def collect(ranks: list[Running], start: Start, limit_seconds: float) -> None:
     """Wait for all results, or raise the error that explains best why there are none."""
-    end = time.monotonic() + limit_seconds if limit_seconds else float("inf")
+    begun = time.monotonic()
+    end = begun + limit_seconds if limit_seconds else float("inf")
     while not all(rank.is_done for rank in ranks) and time.monotonic() < end:
         waiting = {rank.channel: rank for rank in ranks if not rank.is_done}
         left = max(0.0, end - time.monotonic())
@@ -178,7 +186,29 @@ def collect(ranks: list[Running], start: Start, limit_seconds: float) -> None:
             if rank.channel in ready or rank.process.exitcode is not None:
                 receive(rank)
         end = min(end, time.monotonic() + patience(ranks))
+        if not ready and time.monotonic() > begun + start.timeout_seconds + start_seconds(start):
+            check_started(ranks, start)
     raise_failure(ranks, start, limit_seconds)
+
+
+def start_seconds(start: Start) -> float:
+    """How long a rank may take to be there, before it begins to wait for the others."""
+    return SPAWN_SECONDS if start.method == "spawn" else GRACE_SECONDS
+
+
+def check_started(ranks: list[Running], start: Start) -> None:
+    """Refuse ranks that have never come as far as to meet: a fork can inherit a lock that another thread held.
+
+    Raises:
+        CommError: naming them.
+    """
+    board = Board(start.board, start.world_size)
+    stuck = [number for number, rank in enumerate(ranks) if not rank.is_done and not board.read(number).time]
+    if stuck:
+        raise CommError(
+            f"ranks {stuck} of {start.world_size} did not start within {start.timeout_seconds:g} s; start them again, "
+            "while no other thread of this process works"
+        )
 
 
 def patience(ranks: list[Running]) -> float:
@@ -236,7 +266,7 @@ def raise_failure(ranks: list[Running], start: Start, limit_seconds: float) -> N
         raise error
     late = [number for number, rank in enumerate(ranks) if not rank.is_done]
     if late:
-        board = Board(Path(start.folder) / "board", start.world_size)
+        board = Board(start.board, start.world_size)
         places = "; ".join(f"rank {number} ({board.read(number)})" for number in late)
         raise CommError(f"not done after {limit_seconds:g} s and stopped: {places}")
 
@@ -294,12 +324,13 @@ def be_rank(
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     try:
         store = dist.FileStore(str(Path(start.folder) / "store"), start.world_size)
-        board = Board(Path(start.folder) / "board", start.world_size)
+        board = Board(start.board, start.world_size)
         counter = None if start.counters is None else start.counters[rank]
         link = None if start.links is None else start.links[rank]
         world = join(
             store, rank, start.world_size, start.backend, start.timeout_seconds, board, counter, link, start.checked
         )
+        board.write(rank, 0, "started", "")
         message = ("result", pickle.dumps(function(world, *args)))
         board.write(rank, 0, "ended", "")
     except BaseException as error:

@@ -119,6 +119,7 @@ def join(
             raise DeviceError(f"NCCL needs a GPU for each rank; local rank {local} has none of {n_cards}: take gloo")
         torch.cuda.set_device(local)
     timeout = timedelta(seconds=timeout_seconds)
+    store.set_timeout(timeout)                                     # a store of its own would wait for five minutes
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     except RuntimeError as error:
