@@ -73,8 +73,9 @@ class Run:
     Attributes:
         kept: for each (micro-batch, chunk) on its way what the way back needs.
         arriving: receives that have begun, and their tensors.
-        leaving: sends that may not have ended, and their tensors, which must live so long.
-        postman: a thread that waits for the ends of sends: gloo knows of an end only when it is waited for.
+        postman: a thread that waits for the ends of sends and lets go of what was sent: gloo knows of an end only when
+            it is waited for.
+        leaving: its sends.
     """
 
     inputs: Sequence[Tensor]
@@ -83,8 +84,8 @@ class Run:
     factor: float
     kept: dict[tuple[int, int], Kept] = field(default_factory=dict)
     arriving: dict[Action, tuple[Pending, Tensor]] = field(default_factory=dict)
-    leaving: list[tuple[Future, Tensor]] = field(default_factory=list)
     postman: ThreadPoolExecutor | None = None
+    leaving: list[Future] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     peak_in_flight: int = 0
     idle_seconds: float = 0.0
@@ -198,8 +199,7 @@ class PipelineEngine:
                 self.begin_receive(run, action)
                 self.begin_receive(run, following)
                 self.forward(run, action) if action.kind == FORWARD else self.backward(run, action)
-                run.leaving = [(sent, tensor) for sent, tensor in run.leaving if not sent.done()]
-            self.wait_for(run, [sent.result for sent, _ in run.leaving])
+            self.wait_for(run, [sent.result for sent in run.leaving])
         finally:
             run.postman.shutdown(cancel_futures=True)
         return time.perf_counter() - start
@@ -291,7 +291,7 @@ class PipelineEngine:
         target, _ = self.schedule.place(target_stage)
         tag = self.tag(action.kind, action.microbatch, target_stage)
         pending = self.comm.send(tensor, target, tag, async_op=True)
-        run.leaving.append((run.postman.submit(pending.wait), tensor))
+        run.leaving.append(run.postman.submit(wait_for_send, pending, tensor))
 
     def tag(self, kind: str, microbatch: int, stage: int) -> int:
         """A number of its own for what `stage` is to receive."""
@@ -312,6 +312,11 @@ class PipelineEngine:
         if self.comm.size > 1:
             self.comm.broadcast(loss, source=self.comm.size - 1)
         return loss
+
+
+def wait_for_send(pending: Pending, tensor: Tensor) -> None:
+    """Wait for the end of a send; until then the tensor must live."""
+    pending.wait()
 
 
 def sync_tied_gradients(stage: PipelineStage, comm: Comm) -> None:
