@@ -1,6 +1,7 @@
 """Fully sharded data parallel against one process in float64 and against torch's own; memory and traffic by count."""
 
 import math
+import time
 import warnings
 
 import pytest
@@ -11,11 +12,12 @@ from torch.utils.checkpoint import checkpoint
 
 from minillm.errors import CheckpointError, CommError, ConfigError
 from minillm.models.gpt import GPT, Block, GPTConfig
-from minillm.parallel.comm import CommCounter, Pending
+from minillm.parallel.comm import Pending
 from minillm.parallel.fsdp import FullyShardedDataParallel
 from minillm.parallel.launch import launch
 from minillm.parallel.memory import measured_state_bytes, model_state_bytes
 from minillm.parallel.threads import launch_threads
+from minillm.parallel.traffic import CommCounter, SlowLink
 from minillm.train.grouping import decay_groups
 from minillm.train.loss import next_token_loss
 from minillm.train.optimizer_state import load_optimizer_state_by_name, optimizer_state_by_name
@@ -485,6 +487,63 @@ def test_whole_weights_go_in_and_out():
         ranges = sorted((begin, end) for other, begin, end in owned if other == name)
         assert (ranges[0][0], ranges[-1][1]) == (0, parameter.numel())
         assert all(before[1] == after[0] for before, after in zip(ranges, ranges[1:], strict=False))
+
+
+class Sleepy(nn.Module):
+    """A layer whose products take their time without a processor, and whose weights take as long on the wire."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 16, bias=False)
+
+    def forward(self, x):
+        time.sleep(0.02)
+        return self.layer(x)
+
+
+def test_prefetching_hides_a_slow_link():
+    def forward_seconds(comm, prefetch):
+        model = nn.Sequential(*(Sleepy() for _ in range(5)))
+        sharded = FullyShardedDataParallel(model, comm, [Sleepy], prefetch=prefetch)
+        seconds = []
+        with torch.no_grad():
+            for _ in range(3):
+                comm.barrier()
+                begin = time.perf_counter()
+                sharded(torch.ones(1, 16))
+                seconds.append(time.perf_counter() - begin)
+        return min(seconds[1:])  # the first one learns the order
+
+    sent = 16 * 16 * 4 / 2
+    with_prefetch, without = (
+        max(launch_threads(forward_seconds, 2, flag, links=[SlowLink(sent / 0.02) for _ in range(2)]))
+        for flag in (True, False)
+    )
+    assert without > 5 * 0.04  # five times: fetch, then compute
+    assert with_prefetch < 0.85 * without  # six times 0.02 s if nothing disturbs
+
+
+def test_mutation_without_a_common_start_the_result_is_of_no_model(monkeypatch):
+    monkeypatch.setattr("minillm.parallel.fsdp.broadcast_module", lambda *_: None)
+    model, _, norms = single()
+    state, rank_norms, *_ = launch_threads(train, 2)[0]
+    assert rank_norms != pytest.approx(norms, rel=1e-3)
+    assert difference(state, model.state_dict()) > 1e-3
+
+
+def test_without_the_message_about_unused_parameters_and_pieces_are_memory_of_the_shard():
+    model, _, _ = single()
+    for state, *_ in launch_threads(lambda comm: train(comm, find_unused=False), 2):
+        assert difference(state, model.state_dict()) < 1e-12
+
+    def look(comm):
+        sharded = FullyShardedDataParallel(make_model(), comm, [Block])
+        blocks = {p.untyped_storage().data_ptr() for p in sharded.module.parameters() if p.numel()}
+        return blocks == {
+            buffer.shard.untyped_storage().data_ptr() for unit in sharded.units for buffer in unit.buffers
+        }
+
+    assert launch_threads(look, 3) == [True] * 3
 
 
 def test_one_rank_and_loss_of_an_untied_head():

@@ -8,13 +8,14 @@ from torch import nn
 
 from minillm.errors import CheckpointError, CommError, ConfigError
 from minillm.models.gpt import GPT, GPTConfig
-from minillm.parallel.comm import CommCounter, Pending
+from minillm.parallel.comm import Pending
 from minillm.parallel.data_parallel import DistributedDataParallel
 from minillm.parallel.flat import FlatLayout
 from minillm.parallel.launch import launch
 from minillm.parallel.memory import measured_state_bytes, model_state_bytes
 from minillm.parallel.sharded_optimizer import ShardedOptimizer, assign_owners
 from minillm.parallel.threads import launch_threads
+from minillm.parallel.traffic import CommCounter
 from minillm.parallel.zero import ZeroOptimizer
 from minillm.train.grouping import decay_groups
 from minillm.train.loss import next_token_loss
@@ -141,6 +142,14 @@ def test_mutations_are_noticed(wrong):
     state, rank_norms, _ = launch_threads(lambda comm: zero(comm, 1, wrong=wrong, lr=0.01), 2)[1]
     assert rank_norms != pytest.approx(norms, rel=1e-3)
     assert difference(state, model.state_dict()) > (1e-6 if wrong == "own norm" else 1e-4)
+
+
+def test_mutation_without_a_common_start_gradients_are_of_no_model(monkeypatch):
+    monkeypatch.setattr("minillm.parallel.zero.broadcast_module", lambda *_: None)
+    model, _, norms = single(lr=0.01)
+    state, rank_norms, _ = launch_threads(lambda comm: zero(comm, 2, lr=0.01), 2)[0]
+    assert rank_norms != pytest.approx(norms, rel=1e-3)
+    assert difference(state, model.state_dict()) > 1e-3
 
 
 def test_same_data_on_all_ranks_would_hide_a_missing_sum():
