@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from minillm.cli import main
+from minillm.config import config_from_dict, parse_config
 from minillm.parallel.launch import launch
 from minillm.verbs import many_processes
 from minillm.verbs.many_processes import train_on_mesh, words_of
 from minillm.verbs.run_folder import open_run
-from minillm.verbs.train import Settings
+from minillm.verbs.train import Settings, resumed
 
 WORDS = (
     "--size nano --precision fp32 --device cpu --vocab-size 280 --max-seq-len 32 --batch-size 8 --log-every 1 "
@@ -140,8 +141,6 @@ def test_backend_and_device_go_together(text_file, tmp_path, refuses, monkeypatc
 
 def test_the_words_that_are_handed_on_mean_the_same_settings():
     settings = replace(SMALL, data=("a", "b c"), mesh="dp=2,tp=2", resume=True, out=Path("x y"), learning_rate=0.5)
-    from minillm.config import parse_config
-
     assert parse_config(Settings, words_of(settings)) == settings
 
 
@@ -191,15 +190,9 @@ def test_sigterm_to_the_launcher_saves_and_another_mesh_goes_on(text_file, tmp_p
     assert "stopped by SIGTERM" in log.read_text()
     step = open_run(out, torch.device("cpu")).step
     assert step == metrics(out)[-1]["step"] >= 2
-    on_ranks(replace(SMALL, **resumed_settings(out), steps=step + 1, mesh="tp=2", resume=True), 2)
+    more = {"steps": step + 1, "mesh": "tp=2", "resume": True}
+    on_ranks(config_from_dict(Settings, resumed({"out": out, **more}) | more), 2)
     assert open_run(out, torch.device("cpu")).step == step + 1
-
-
-def resumed_settings(out):
-    from minillm.verbs.train import resumed
-
-    values = resumed({"out": out, "resume": True})
-    return {key: tuple(v) if isinstance(v, list) else Path(v) if key == "out" else v for key, v in values.items()}
 
 
 @pytest.mark.slow
