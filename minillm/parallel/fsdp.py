@@ -2,7 +2,7 @@
 
 The model is cut into units, for example its layers. A unit's parameters are gathered just before it computes and freed
 right after, in forward and again in backward; its gradients are scattered to their owners when backward has left it. So
-no rank ever holds more whole parameters than those of two units: the one that computes, and the next one on its way.
+no rank ever holds more whole parameters than the root's and those of two units: the one that computes and the next.
 
 Dimensions: P ranks.
 """
@@ -21,7 +21,7 @@ from minillm.parallel.clip import clip_global_gradients
 from minillm.parallel.comm import Comm
 from minillm.parallel.data_parallel import broadcast_module
 from minillm.parallel.flat import any_rank
-from minillm.parallel.owned import OwnedPiece, full_state_by_name
+from minillm.parallel.owned import OwnedPiece, full_state_by_name, load_full_state_by_name
 from minillm.parallel.sharded_unit import ShardedUnit
 
 Wrap = Sequence[type[nn.Module]] | Callable[[str, nn.Module], bool]
@@ -257,6 +257,10 @@ class FullyShardedDataParallel(nn.Module):
     def full_state_by_name(self, optimizer: Optimizer) -> dict[str, Any]:
         """The state of an optimizer over the module, of whole parameters; see `ZeroOptimizer.full_state_by_name`."""
         return full_state_by_name(self.owned, optimizer, self.comm)
+
+    def load_full_state_by_name(self, optimizer: Optimizer, saved: dict[str, Any]) -> None:
+        """Take this rank's part of such a state, from any number of ranks or one process."""
+        load_full_state_by_name(self.owned, optimizer, saved)
 
 
 def chosen_names(module: nn.Module, wrap: Wrap) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from minillm.errors import CheckpointError
 from minillm.parallel.comm import Comm
 
 
@@ -74,6 +75,51 @@ def joined_state(parts: Sequence[tuple]) -> dict[str, Any]:
         whole = isinstance(value, Tensor) and value.dim() > 0
         joined[key] = torch.cat([part[4][key] for part in parts]).view(shape) if whole else value
     return joined
+
+
+def load_full_state_by_name(owned: Sequence[OwnedPiece], optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Load each piece's part of whole state, as `full_state_by_name` or one process has it.
+
+    Args:
+        owned: this rank's pieces.
+        optimizer: over them, of the same kind.
+        saved: names -> state of whole parameters.
+
+    Raises:
+        CheckpointError: if a parameter is missing in it or has another shape; nothing is changed then.
+    """
+    piece_of = {piece.parameter: piece for piece in owned}
+    options = {name: group["options"] for group in saved["groups"] for name in group["names"]}
+    if missing := sorted({piece.name for piece in owned} - set(options)):
+        raise CheckpointError(f"optimizer state for other parameters: missing {missing[:5]}")
+    state: dict[int, dict[str, Any]] = {}
+    groups, number = [], 0
+    for group in optimizer.param_groups:
+        names = [piece_of[parameter].name for parameter in group["params"] if parameter in piece_of]
+        for place, parameter in enumerate(group["params"]):
+            piece = piece_of.get(parameter)
+            if piece is not None and saved["state"].get(piece.name):
+                state[number + place] = state_of_piece(piece, saved["state"][piece.name])
+        kept = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+        chosen = options[names[0]] if names else {}
+        groups.append({**kept, **chosen, "params": list(range(number, number + len(group["params"])))})
+        number += len(group["params"])
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def state_of_piece(piece: OwnedPiece, state: dict[str, Any]) -> dict[str, Any]:
+    """The piece's numbers of a whole parameter's state; what there is one of for all numbers stays as it is."""
+    cut: dict[str, Any] = {}
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            cut[key] = to_cpu(value)
+        elif tuple(value.shape) == piece.shape:
+            cut[key] = value.reshape(-1)[piece.begin : piece.end].clone()
+        else:
+            raise CheckpointError(
+                f"optimizer state {key} of {piece.name}: expected shape {piece.shape}, found {tuple(value.shape)}"
+            )
+    return cut
 
 
 def to_cpu(value: Any) -> Any:

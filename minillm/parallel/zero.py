@@ -21,7 +21,7 @@ from minillm.parallel.clip import clip_global_gradients
 from minillm.parallel.comm import Comm
 from minillm.parallel.data_parallel import DEFAULT_BUCKET_BYTES, broadcast_module
 from minillm.parallel.flat import FlatLayout, GradientScatter, Piece, any_rank
-from minillm.parallel.owned import OwnedPiece, full_state_by_name
+from minillm.parallel.owned import OwnedPiece, full_state_by_name, load_full_state_by_name
 
 
 class ZeroBucket:
@@ -241,11 +241,23 @@ class ZeroOptimizer:
         for bucket in self.buckets:
             bucket.give_masters_gradients()
         self.optimizer.step()
+        self.gather_parameters()
+
+    @torch.no_grad()
+    def gather_parameters(self) -> None:
+        """Bring what each rank owns to all of them: after a step, or after pieces were loaded from a checkpoint."""
         for bucket in self.buckets:
             bucket.take_masters_values()
         pending = [self.comm.all_gather(bucket.flat, bucket.own, async_op=True) for bucket in self.buckets]
         for transfer in pending:
             transfer.wait()
+
+    @torch.no_grad()
+    def refresh_masters(self) -> None:
+        """Take the masters from the parameters, whose values were changed from outside (a state_dict was loaded)."""
+        for bucket in self.buckets:
+            for master, piece in zip(bucket.masters, bucket.pieces, strict=True):
+                master.copy_(piece)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients; stage 2 gives their memory back."""
@@ -258,6 +270,10 @@ class ZeroOptimizer:
         Called by all ranks; on each of them. Collected by pickling: for single files of small models.
         """
         return full_state_by_name(self.owned, self.optimizer, self.comm)
+
+    def load_full_state_by_name(self, saved: dict[str, Any]) -> None:
+        """Take this rank's part of what `full_state_by_name` gave on any number of ranks, or in one process."""
+        load_full_state_by_name(self.owned, self.optimizer, saved)
 
 
 def checked_groups(groups: Iterable[dict[str, Any]] | None, names: dict[nn.Parameter, str]) -> list[dict[str, Any]]:

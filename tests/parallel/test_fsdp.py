@@ -113,6 +113,30 @@ def test_training_equals_one_process(size, reshard, prefetch):
     load_optimizer_state_by_name(torch.optim.AdamW(decay_groups(fresh, 0.1), lr=0.01), fresh, optimizer_state)
 
 
+def test_state_of_one_process_goes_on_here():
+    model, optimizer, _ = single(n_steps=2)
+    half, state = {k: v.clone() for k, v in model.state_dict().items()}, optimizer_state_by_name(optimizer, model)
+    finished, _, _ = single()
+
+    def resume(comm):
+        copy = make_model(seed=5)
+        groups = decay_groups(copy, 0.1)
+        sharded = FullyShardedDataParallel(copy, comm, [Block])
+        optimizer = torch.optim.AdamW(groups, lr=1.0)
+        sharded.load_full(half)
+        sharded.load_full_state_by_name(optimizer, state)
+        for step in range(2, N_STEPS):
+            next_token_loss(sharded, *part(comm, step)).backward()
+            sharded.finish_gradient_synchronization(scale_of(step))
+            sharded.clip_gradients(0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+        return sharded.full_state_dict()
+
+    for resumed in launch_threads(resume, 3):
+        assert difference(resumed, finished.state_dict()) < 1e-12
+
+
 NESTED = ("blocks.1", "blocks.1.feed_forward")
 
 

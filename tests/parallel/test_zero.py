@@ -377,6 +377,48 @@ def test_stage_2_adds_up_synchronized_passes_and_stage_1_refuses():
         launch_threads(train, 2, 1)
 
 
+def test_state_of_one_process_goes_on_here():
+    model, optimizer, _ = single(n_steps=2, lr=0.01)
+    half, state = {k: v.clone() for k, v in model.state_dict().items()}, optimizer_state_by_name(optimizer, model)
+    finished, _, _ = single(lr=0.01)
+
+    def resume(comm):
+        copy = make_model(seed=5)
+        optimizer = ZeroOptimizer(copy, torch.optim.AdamW, comm, 2, decay_groups(copy, 0.1), bucket_bytes=3000, lr=1.0)
+        copy.load_state_dict(half)
+        optimizer.load_full_state_by_name(state)
+        for step in range(2, N_STEPS):
+            next_token_loss(copy, *part(comm, step)).backward()
+            optimizer.finish_gradient_synchronization(scale_of(batch(step)[1]))
+            optimizer.clip_gradients(0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+        wrong = {**state, "state": {name: {"exp_avg": torch.zeros(1, 1)} for name in state["state"]}}
+        for message, damaged in (("missing", {**state, "groups": []}), ("expected shape", wrong)):
+            with pytest.raises(CheckpointError, match=message):
+                optimizer.load_full_state_by_name(damaged)
+        return copy.state_dict()
+
+    for resumed in launch_threads(resume, 3):
+        assert difference(resumed, finished.state_dict()) < 1e-12
+
+
+def test_masters_follow_weights_that_are_loaded_and_the_other_way_round():
+    def load(comm):
+        model = make_model(dtype=torch.bfloat16)
+        optimizer = ZeroOptimizer(model, torch.optim.SGD, comm, 1, master_dtype=torch.float32, lr=0.1)
+        model.load_state_dict(make_model(seed=7, dtype=torch.bfloat16).state_dict())
+        optimizer.refresh_masters()
+        for piece in optimizer.owned:
+            whole = dict(model.named_parameters())[piece.name].detach().view(-1)
+            assert torch.equal(piece.parameter, whole[piece.begin : piece.end].float())
+            piece.parameter.data.fill_(2.0)
+        optimizer.gather_parameters()
+        return all(bool((parameter == 2).all()) for parameter in model.parameters())
+
+    assert launch_threads(load, 2) == [True, True]
+
+
 def test_bad_input_is_refused():
     def make(comm, **settings):
         model = make_model()
