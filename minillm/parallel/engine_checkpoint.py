@@ -1,7 +1,7 @@
 """A model under fully_shard and torch's own checkpoint (DCP): every rank writes and reads what it holds.
 
-The folder is the one that `torch_checkpoint` writes and reads for one process, so DCP and our checkpoints carry a run to
-each other at any number of ranks. Under the engines tp (rows in torch's order) and pp (each rank has a part of the
+The folder is the one that `torch_checkpoint` writes and reads for one process, so DCP and our checkpoints carry a run
+to each other at any number of ranks. Under the engines tp (rows in torch's order) and pp (each rank has a part of the
 optimizer's groups) take `EngineModel.gather_weights` and our checkpoints instead.
 """
 

@@ -164,7 +164,7 @@ def words_of(settings: Settings) -> list[str]:
 
     Example:
         >>> words_of(Settings(steps=5, mesh="dp=2", resume=True))
-        ['--steps', '5', '--mesh', 'dp=2', '--resume']
+        ['--steps', '5', '--resume', '--mesh', 'dp=2']
     """
     words: list[str] = []
     usual = Settings()
