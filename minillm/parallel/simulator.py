@@ -49,7 +49,8 @@ class Timeline:
     def bubble(self) -> Fraction:
         """Share of the time of all ranks in which they do not work."""
         work = sum(self.busy(rank) for rank in range(self.n_ranks))
-        return 1 - Fraction(work) / (self.n_ranks * Fraction(self.makespan))
+        paid = self.n_ranks * Fraction(self.makespan)
+        return 1 - Fraction(work) / paid if paid else Fraction(0)
 
     def peak_in_flight(self) -> list[int]:
         """For each rank the largest number of (micro-batch, chunk) between their forward and backward passes' ends."""

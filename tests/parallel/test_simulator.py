@@ -86,6 +86,10 @@ def test_a_slow_rank_sets_the_pace():
     assert timeline.bubble > Fraction(1, 3)
 
 
+def test_nobody_waits_for_work_that_takes_no_time():
+    assert simulate(make_schedule("gpipe", 2, 2), 0, 0).bubble == 0
+
+
 def test_transfers_cost_1f1b_more_than_gpipe():
     """In the steady phase a rank waits for each answer; GPipe's forward transfers hide behind the next micro-batch."""
     ends = [simulate(make_schedule(name, 4, 8), 1, 2, Fraction(1, 2)).makespan for name in ("gpipe", "1f1b")]
