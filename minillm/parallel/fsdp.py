@@ -7,7 +7,7 @@ no rank ever holds more whole parameters than the root's and those of two units:
 Dimensions: P ranks.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,15 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from minillm.errors import CheckpointError, CommError, ConfigError
+from minillm.errors import CheckpointError, CommError
 from minillm.parallel.clip import clip_global_gradients
 from minillm.parallel.comm import Comm
 from minillm.parallel.data_parallel import broadcast_module
 from minillm.parallel.flat import any_rank
 from minillm.parallel.owned import OwnedPiece, full_state_by_name, load_full_state_by_name
-from minillm.parallel.sharded_unit import ShardedUnit
-
-Wrap = Sequence[type[nn.Module]] | Callable[[str, nn.Module], bool]
+from minillm.parallel.sharded_unit import ShardedUnit, Wrap, chosen_names, unit_parameters
 
 
 class FullyShardedDataParallel(nn.Module):
@@ -261,53 +259,6 @@ class FullyShardedDataParallel(nn.Module):
     def load_full_state_by_name(self, optimizer: Optimizer, saved: dict[str, Any]) -> None:
         """Take this rank's part of such a state, from any number of ranks or one process."""
         load_full_state_by_name(self.owned, optimizer, saved)
-
-
-def chosen_names(module: nn.Module, wrap: Wrap) -> list[str]:
-    """Names of the modules that `wrap` chooses, without the root.
-
-    Raises:
-        ConfigError: if it chooses nothing, or a container that is never called.
-    """
-    is_chosen = wrap if callable(wrap) else lambda _, part: isinstance(part, tuple(wrap))
-    chosen = {name: part for name, part in module.named_modules() if name and is_chosen(name, part)}
-    if not chosen and (callable(wrap) or len(wrap)):
-        kinds = sorted({type(part).__name__ for part in module.modules()})
-        raise ConfigError(f"wrap chooses no part of {type(module).__name__}; it is made of {', '.join(kinds)}")
-    for name, part in chosen.items():
-        if isinstance(part, nn.ModuleList | nn.ModuleDict):
-            raise ConfigError(
-                f"wrap chooses {name}, a {type(part).__name__}, which is never called; choose its entries"
-            )
-    return list(chosen)
-
-
-def unit_parameters(module: nn.Module, chosen: Sequence[str]) -> dict[str, dict[str, nn.Parameter]]:
-    """Share the parameters out among units: each belongs to the innermost, a tied one of several to the root.
-
-    Args:
-        module: the whole model.
-        chosen: names of the units besides the root.
-
-    Returns:
-        unit name -> {parameter name: parameter}; the root, "", first.
-
-    Example:
-        >>> pair = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2, bias=False)))
-        >>> pair[1][0].weight = pair[0].weight
-        >>> {unit: list(parameters) for unit, parameters in unit_parameters(pair, ["0", "1"]).items()}
-        {'': ['0.weight'], '0': ['0.bias'], '1': []}
-    """
-    owner: dict[nn.Parameter, str] = {}
-    for path, part in module.named_modules(remove_duplicate=False):
-        around = [name for name in chosen if path == name or path.startswith(f"{name}.")]
-        unit = max(around, key=len, default="")
-        for parameter in part.parameters(recurse=False):
-            owner[parameter] = unit if owner.get(parameter, unit) == unit else ""
-    units: dict[str, dict[str, nn.Parameter]] = {name: {} for name in ("", *chosen)}
-    for name, parameter in module.named_parameters():
-        units[owner[parameter]][name] = parameter
-    return units
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

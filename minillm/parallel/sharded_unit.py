@@ -3,13 +3,16 @@
 Dimensions: P ranks, N numbers of the unit's parameters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from minillm.errors import ConfigError
 from minillm.parallel.comm import Comm, Pending
 from minillm.parallel.flat import FlatLayout, GradientScatter, Piece
+
+Wrap = Sequence[type[nn.Module]] | Callable[[str, nn.Module], bool]
 
 
 class ShardedBuffer:
@@ -197,3 +200,50 @@ class ShardedUnit:
         """Give back the memory of the whole gradients, as soon as they have arrived."""
         for buffer in self.trained:
             buffer.scatter.free()
+
+
+def chosen_names(module: nn.Module, wrap: Wrap) -> list[str]:
+    """Names of the modules that `wrap` chooses, without the root.
+
+    Raises:
+        ConfigError: if it chooses nothing, or a container that is never called.
+    """
+    is_chosen = wrap if callable(wrap) else lambda _, part: isinstance(part, tuple(wrap))
+    chosen = {name: part for name, part in module.named_modules() if name and is_chosen(name, part)}
+    if not chosen and (callable(wrap) or len(wrap)):
+        kinds = sorted({type(part).__name__ for part in module.modules()})
+        raise ConfigError(f"wrap chooses no part of {type(module).__name__}; it is made of {', '.join(kinds)}")
+    for name, part in chosen.items():
+        if isinstance(part, nn.ModuleList | nn.ModuleDict):
+            raise ConfigError(
+                f"wrap chooses {name}, a {type(part).__name__}, which is never called; choose its entries"
+            )
+    return list(chosen)
+
+
+def unit_parameters(module: nn.Module, chosen: Sequence[str]) -> dict[str, dict[str, nn.Parameter]]:
+    """Share the parameters out among units: each belongs to the innermost, a tied one of several to the root.
+
+    Args:
+        module: the whole model.
+        chosen: names of the units besides the root.
+
+    Returns:
+        unit name -> {parameter name: parameter}; the root, "", first.
+
+    Example:
+        >>> pair = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2, bias=False)))
+        >>> pair[1][0].weight = pair[0].weight
+        >>> {unit: list(parameters) for unit, parameters in unit_parameters(pair, ["0", "1"]).items()}
+        {'': ['0.weight'], '0': ['0.bias'], '1': []}
+    """
+    owner: dict[nn.Parameter, str] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        around = [name for name in chosen if path == name or path.startswith(f"{name}.")]
+        unit = max(around, key=len, default="")
+        for parameter in part.parameters(recurse=False):
+            owner[parameter] = unit if owner.get(parameter, unit) == unit else ""
+    units: dict[str, dict[str, nn.Parameter]] = {name: {} for name in ("", *chosen)}
+    for name, parameter in module.named_parameters():
+        units[owner[parameter]][name] = parameter
+    return units
