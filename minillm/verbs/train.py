@@ -92,6 +92,8 @@ def run(settings: Settings) -> int:
     from minillm.verbs.training import Texts, learners_functions, read_texts, train_run, what_it_costs
 
     settings = replace(settings, out=out_of(settings))
+    if (settings.out / "settings.json").exists() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        settings = replace(settings, resume=True)  # torchrun has started us again
     if (settings.out / "settings.json").exists() and not settings.resume and not settings.dry_run:
         raise ConfigError(f"{settings.out} holds a run already: --resume goes on with it; else choose another --out")
     if settings.dry_run:

@@ -105,9 +105,6 @@ def check_weights(found, expected):
 
 CASES = [
     ("fsdp2", MeshSize(dp=2), "gpt2"),
-    ("fsdp2", MeshSize(dp=2), "modern"),
-    ("tp", MeshSize(tp=2), "gpt2"),
-    ("tp", MeshSize(tp=2), "modern"),
     ("tp", MeshSize(tp=2), "bloom"),
     ("tp", MeshSize(dp=2, tp=2), "modern"),
     ("pp", MeshSize(pp=2), "gpt2"),

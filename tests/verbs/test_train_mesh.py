@@ -77,11 +77,12 @@ def test_a_run_on_four_processes_is_the_run_of_one_and_its_folder_is_used_as_any
     assert metrics(out)[-1]["step"] == 8 and "done" in capsys.readouterr().out
 
 
-def test_bf16_pipeline_and_documents(text_file, tmp_path):
-    settings = replace(SMALL, data=(str(text_file),), out=tmp_path / "r", steps=4, precision="bf16", microbatches=2)
-    on_ranks(replace(settings, mesh="dp=2,pp=2", rows="documents"), 4)
+@pytest.mark.parametrize(("precision", "mesh", "n_ranks"), [("bf16", "dp=2,pp=2", 4), ("fp16", "dp=2", 2)])
+def test_16_bits_a_pipeline_and_documents(text_file, tmp_path, precision, mesh, n_ranks):
+    settings = replace(SMALL, data=(str(text_file),), out=tmp_path / "r", steps=4, precision=precision, microbatches=2)
+    on_ranks(replace(settings, mesh=mesh, rows="documents"), n_ranks)
     losses = [entry["loss"] for entry in metrics(tmp_path / "r") if entry["kind"] == "train"]
-    main(["train", "--data", str(text_file), *WORDS, "--steps", "4", "--precision", "bf16", "--microbatches", "2",
+    main(["train", "--data", str(text_file), *WORDS, "--steps", "4", "--precision", precision, "--microbatches", "2",
           "--rows", "documents", "--out", str(tmp_path / "s")])  # fmt: skip
     expected = [entry["loss"] for entry in metrics(tmp_path / "s") if entry["kind"] == "train"]
     assert losses == pytest.approx(expected, abs=0.02)
@@ -166,14 +167,35 @@ def ended(process, log):
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
+def wait_for(out, step, process):
+    """Until the metrics have that step."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if (out / "metrics.jsonl").exists() and (lines := metrics(out)) and lines[-1]["step"] >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the run did not come so far")
+
+
+def ranks_of(launcher):
+    """Process ids of what a launcher started."""
+    found = subprocess.run(["pgrep", "-P", str(launcher.pid), "-f", "minillm"], capture_output=True, text=True)
+    return [int(line) for line in found.stdout.split()]
+
+
 @pytest.mark.slow
-def test_torchrun_trains_to_the_loss_of_one_process(single, text_file, tmp_path):
+def test_torchrun_trains_to_the_loss_of_one_process_although_a_rank_is_killed(text_file, tmp_path):
+    words = ["train", "--data", str(text_file), *WORDS, "--steps", "24", "--out"]
+    assert main([*words, str(tmp_path / "single")]) == 0
     out, log = tmp_path / "r", tmp_path / "log"
-    words = ["-m", "minillm", "train", "--data", str(text_file), *WORDS, "--steps", "6", "--out", str(out)]
-    torchrun = [*TORCHRUN, "--standalone", "--nproc-per-node", "4"]
-    assert ended(start([*torchrun, *words, "--mesh", "dp=2,tp=2"], log), log) == 0, log.read_text()
-    check_same_run(metrics(out), single)
-    assert log.read_text().count("done: ") == 1 and "6/6" in log.read_text()  # rank 0 alone speaks
+    torchrun = [*TORCHRUN, "--standalone", "--nproc-per-node", "4", "--max-restarts", "1"]
+    process = start([*torchrun, "-m", "minillm", *words, str(out), "--mesh", "dp=2,tp=2"], log)
+    wait_for(out, 6, process)
+    os.kill(ranks_of(process)[2], signal.SIGKILL)
+    assert ended(process, log) == 0, log.read_text()
+    check_same_run(metrics(out), metrics(tmp_path / "single"))
+    shown = log.read_text()
+    assert shown.count("done: ") == 1 and "24/24" in shown and "exitcode: -9" in shown
 
 
 @pytest.mark.slow
@@ -182,9 +204,7 @@ def test_sigterm_to_the_launcher_saves_and_another_mesh_goes_on(text_file, tmp_p
     words = ["--data", str(text_file), *WORDS, "--validate-every", "0", "--sample-every", "0", "--out", str(out)]
     command = [sys.executable, "-m", "minillm", "train", "--mesh", "dp=2", "--steps", "100000", *words]
     process = start(command, log)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not ((out / "metrics.jsonl").exists() and len(metrics(out)) > 2):
-        time.sleep(0.2)
+    wait_for(out, 2, process)
     process.send_signal(signal.SIGTERM)
     assert ended(process, log) == 128 + signal.SIGTERM, log.read_text()
     assert "stopped by SIGTERM" in log.read_text()
