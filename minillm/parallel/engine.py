@@ -70,6 +70,8 @@ def check_engine(engine: str, size: MeshSize, config: GPTConfig) -> None:
         check_tensor_parallel(config, size.tp)
         if config.n_experts:
             raise ConfigError("engine tp has no plan for a mixture of experts; take fsdp2")
+    if engine == "pp" and size.pp == 1:
+        raise ConfigError(f"engine pp on a mesh of {size}: a pipeline has two stages or more; give pp=2")
     if engine == "pp" and (config.n_layers < size.pp or config.n_experts):
         raise ConfigError(f"engine pp: {config.n_layers} layers (n_experts {config.n_experts}) on {size.pp} stages")
 

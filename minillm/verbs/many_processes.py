@@ -123,6 +123,12 @@ def check_cut(settings: Settings, size: MeshSize, config: GPTConfig) -> None:
     check_mesh(size, config, settings.batch_size, settings.microbatches)
     if settings.engine != "ours":
         check_engine(settings.engine, size, config)
+    n_rows = settings.batch_size // size.dp
+    if settings.engine == "pp" and (settings.rows == "documents" or n_rows % settings.microbatches):
+        raise ConfigError(
+            "engine pp takes micro-batches of one shape only: give --rows windows, and --microbatches that divide the "
+            f"{n_rows} rows of a copy; or --engine ours"
+        )
 
 
 def backend_of(settings: Settings) -> str:
