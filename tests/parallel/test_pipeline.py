@@ -1,6 +1,5 @@
 """The engine against one process in float64, and against PyTorch's own pipelines; wrong ones must be seen."""
 
-import dataclasses
 import time
 import weakref
 
@@ -74,19 +73,22 @@ def largest_difference(results, expected):
     return max((gradient - right).abs().max().item() for gradient, right in pairs)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_schedule_gives_the_gradients_of_one_process(case):
-    kind, name, n_ranks, n_microbatches, n_chunks = case
-    loss, expected = single_gradients(kind)
-    results = launch(
-        step_of_rank, n_ranks, kind, name, n_microbatches, n_chunks, timeout_seconds=20, show_output=False
-    )
-    assert largest_difference(results, expected) < 1e-15
-    schedule = make_schedule(name, n_ranks, n_microbatches, n_chunks)
-    for (report, _), peak in zip(results, peak_in_flight(schedule), strict=True):
-        assert report.loss_sum.item() / report.n_tokens == pytest.approx(loss, abs=1e-14)
-        assert report.peak_in_flight == peak
-        assert 0 < report.idle_seconds < report.seconds
+def steps_of_rank(comm, cases):
+    return [step_of_rank(comm, *case) for case in cases]
+
+
+@pytest.mark.parametrize("n_ranks", [2, 4])
+def test_every_schedule_gives_the_gradients_of_one_process(n_ranks):
+    cases = [(kind, name, *numbers) for kind, name, size, *numbers in CASES if size == n_ranks]
+    per_rank = launch(steps_of_rank, n_ranks, cases, timeout_seconds=20, show_output=False)
+    for (kind, name, n_microbatches, n_chunks), *results in zip(cases, *per_rank, strict=True):
+        loss, expected = single_gradients(kind)
+        assert largest_difference(results, expected) < 1e-15, (kind, name, n_microbatches, n_chunks)
+        peaks = peak_in_flight(make_schedule(name, n_ranks, n_microbatches, n_chunks))
+        assert [report.peak_in_flight for report, _ in results] == peaks
+        for report, _ in results:
+            assert report.loss_sum.item() / report.n_tokens == pytest.approx(loss, abs=1e-14)
+            assert 0 < report.idle_seconds < report.seconds
 
 
 def test_the_peaks_that_the_runs_are_compared_with_are_those_of_the_formulas():
@@ -144,22 +146,24 @@ def torch_pipeline(comm, kind, name, n_microbatches, n_chunks):
     return {name: parameter.grad for name, parameter in part.named_parameters()}
 
 
-def ours_beside_torch(comm, kind, name, n_microbatches, n_chunks):
-    expected = torch_pipeline(comm, kind, name, n_microbatches, n_chunks)
-    stage = PipelineStage(whole(kind), comm.rank, comm.size, n_chunks)
+def ours_beside_torch(comm, name, n_microbatches, n_chunks):
+    expected = torch_pipeline(comm, "untied", name, n_microbatches, n_chunks)
+    stage = PipelineStage(whole("untied"), comm.rank, comm.size, n_chunks)
     engine = PipelineEngine(stage, comm, make_schedule(name, comm.size, n_microbatches, n_chunks))
     engine.step(*(rows[:4] for rows in batch()))
     mine = {name: parameter.grad for name, parameter in stage.named_parameters()}
     return max((mine[name] - expected[name]).abs().max().item() for name in expected)
 
 
+def all_beside_torch(comm):
+    cases = [("gpipe", 4, 1), ("1f1b", 4, 1), ("interleaved", 4, 2)]
+    return [ours_beside_torch(comm, *case) for case in cases]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", [("gpipe", 2, 4, 1), ("1f1b", 2, 4, 1), ("interleaved", 2, 4, 2)], ids=str)
-def test_the_same_as_pytorchs_own_pipelines(case):
-    name, n_ranks, n_microbatches, n_chunks = case
-    args = "untied", name, n_microbatches, n_chunks
-    differences = launch(ours_beside_torch, n_ranks, *args, timeout_seconds=20, show_output=False)
-    assert max(differences) < 1e-15
+def test_the_same_as_pytorchs_own_pipelines():
+    for differences in launch(all_beside_torch, 2, timeout_seconds=20, show_output=False):
+        assert max(differences) < 1e-15
 
 
 # Wrong ones
@@ -187,12 +191,18 @@ class MeansOfMicrobatches(PipelineEngine):
         return super().loss(run, action, x) / n_tokens / len(run.targets) / run.factor
 
 
-@pytest.mark.parametrize("engine", [LastMicrobatchOnly, MeansOfMicrobatches])
-def test_wrong_gradients_under_a_right_loss_are_seen(engine):
+def wrong_engines(comm):
+    engines = LastMicrobatchOnly, MeansOfMicrobatches
+    return [step_of_rank(comm, "tied", "1f1b", 5, 1, True, engine) for engine in engines]
+
+
+def test_wrong_gradients_under_a_right_loss_are_seen():
     loss, expected = single_gradients("tied")
-    results = launch(step_of_rank, 2, "tied", "1f1b", 5, 1, True, engine, timeout_seconds=20, show_output=False)
-    assert results[0][0].loss_sum.item() / results[0][0].n_tokens == pytest.approx(loss, abs=1e-14)
-    assert largest_difference(results, expected) > 1e-3
+    per_rank = launch(wrong_engines, 2, timeout_seconds=20, show_output=False)
+    for results in zip(*per_rank, strict=True):
+        report, _ = results[0]
+        assert report.loss_sum.item() / report.n_tokens == pytest.approx(loss, abs=1e-14)
+        assert largest_difference(results, expected) > 1e-3
 
 
 def schedule_with_warm_up(*n_warmup, n_microbatches=4):
@@ -350,8 +360,3 @@ def test_only_the_first_copy_of_a_tied_table_counts():
     first, last = (PipelineStage(model, rank, 2) for rank in range(2))
     assert counts_once(first, "token_embedding.weight") and not counts_once(last, "token_embedding.weight")
     assert counts_once(last, "final_norm.weight")
-
-
-def test_a_report_can_be_sent_to_another_process():
-    report = launch(step_of_rank, 1, "tied", "1f1b", 1, 1, show_output=False)[0][0]
-    assert dataclasses.is_dataclass(report) and report.loss_sum.dtype == torch.float64
