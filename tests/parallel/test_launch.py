@@ -192,9 +192,10 @@ def test_a_limit_ends_everything_and_names_who_was_not_done():
 
 def test_ranks_that_never_start_are_an_error(monkeypatch):
     from minillm.parallel import launch as launcher
+    from minillm.parallel import rank_process
 
     monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.2)
-    monkeypatch.setattr(launcher, "die_with_parent", lambda parent: time.sleep(30))  # as if a lock were never free
+    monkeypatch.setattr(rank_process, "die_with_parent", lambda parent: time.sleep(30))  # as if a lock were never free
     before = left_over()[1]
     with pytest.raises(CommError, match=r"ranks \[0, 1\] of 2 did not start within 0.3 s"):
         launch(add, 2, 1, timeout_seconds=0.3, show_output=False)
