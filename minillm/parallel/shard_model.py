@@ -5,7 +5,9 @@ Dimensions: B batch, T positions, C width, V vocabulary, P ranks.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from minillm.errors import ConfigError
 from minillm.models.gpt import GPT
 from minillm.nn.attention import SelfAttention
+from minillm.nn.cache import KVCache
 from minillm.nn.embedding import Embedding
 from minillm.nn.linear import Linear
 from minillm.parallel.comm import Comm
@@ -75,7 +78,8 @@ def shard_model(
     old, so an optimizer is made afterwards, and `use_onednn` called before. After each backward pass comes
     `finish_tensor_gradients`.
 
-    With dropout, let all ranks draw the same random numbers. No cache: generate with the whole model.
+    With dropout, let all ranks draw the same random numbers. With all logits on all ranks it generates text as before;
+    `make_cache` makes room for this rank's heads.
 
     Args:
         model: a GPT or a part of one with the same names.
@@ -105,11 +109,12 @@ def shard_model(
             module.register_forward_pre_hook(Entrance(comm, sequence_parallel))
         if sequence_parallel and name == "blocks.0":
             module.register_forward_pre_hook(scatter_positions(comm))
+    model.make_cache = partial(make_cache_of_part, model, comm.size)
     product = None
     if getattr(model, "final_norm", None) is not None:
         product = model.product = VocabParallelProduct(comm, model.product, gather_logits, sequence_parallel)
-    partial = frozenset(name for name in layout if is_partial(name, layout[name], sequence_parallel))
-    return TensorSharding(comm, layout, partial, sequence_parallel, product)
+    in_parts = frozenset(name for name in layout if is_partial(name, layout[name], sequence_parallel))
+    return TensorSharding(comm, layout, in_parts, sequence_parallel, product)
 
 
 def is_partial(name: str, split: Split | None, sequence_parallel: bool) -> bool:
@@ -169,6 +174,14 @@ def cut_heads(attention: SelfAttention, comm: Comm) -> None:
         attention.slopes = slice_of(attention.slopes, Split(0), comm.rank, comm.size).clone()
 
 
+def make_cache_of_part(model: GPT, size: int, batch_size: int, max_seq_len: int = 0) -> KVCache:
+    """`GPT.make_cache` for one of `size` ranks' heads."""
+    config = model.config
+    widths = {name: getattr(config, name) // size for name in ("d_model", "n_heads", "n_kv_heads")}
+    part = SimpleNamespace(config=replace(config, **widths), token_embedding=model.token_embedding)
+    return GPT.make_cache(part, batch_size, max_seq_len)
+
+
 class Entrance:
     """Before a module whose products are cut: f, or with sequence parallelism all positions from the ranks' shares."""
 
@@ -200,8 +213,8 @@ def finish_tensor_gradients(model: nn.Module, sharding: TensorSharding) -> None:
     """
     if not sharding.partial or sharding.comm.size == 1:
         return
-    partial = [p for name, p in model.named_parameters() if name in sharding.partial and p.requires_grad]
-    for gradients in by_dtype(partial):
+    in_parts = [p for name, p in model.named_parameters() if name in sharding.partial and p.requires_grad]
+    for gradients in by_dtype(in_parts):
         flat = flattened(gradients)
         sharding.comm.all_reduce(flat)
         for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):

@@ -139,6 +139,50 @@ def test_training_in_processes_is_training_in_one(kind):
         assert sequence == pytest.approx(expected, abs=1e-12)
 
 
+def with_dropout(comm_or_none) -> tuple[float, dict[str, torch.Tensor]]:
+    config = GPTConfig(**{**vars_of(KINDS["gpt2"]), "dropout": 0.2})
+    model = GPT(config, torch.Generator().manual_seed(3)).double()
+    loss_sum = next_token_loss
+    if comm_or_none is not None:
+        shard_model(model, GPT_PLAN, comm_or_none)
+        loss_sum = VocabParallelLoss(comm_or_none)
+    torch.manual_seed(11)
+    loss = loss_sum(model, *batch())
+    loss.backward()
+    return loss.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def test_dropout_with_one_seed_on_all_ranks_is_that_of_one_process():
+    loss, gradients = with_dropout(None)
+    results = launch(with_dropout, 2, timeout_seconds=20, show_output=False)
+    assert all(result[0] == pytest.approx(loss, abs=1e-11) for result in results)
+    for name, gradient in joined(results, "gpt2").items():
+        torch.testing.assert_close(gradient, gradients[name], rtol=0, atol=1e-11, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_generation_with_a_cache_of_this_ranks_heads(kind):
+    """Token by token, each the most probable; modern has a vector of the token before, falcon a window."""
+    model = whole_model(kind)
+
+    def continued(model: GPT) -> list[int]:
+        ids, cache = batch()[0][:1, :5], model.make_cache(1)
+        found = []
+        with torch.no_grad():
+            for _ in range(6):
+                ids = model(ids, cache)[:, -1].argmax(-1, keepdim=True)
+                found.append(ids.item())
+        return found
+
+    def run(comm):
+        part = whole_model(kind)
+        shard_model(part, GPT_PLAN, comm, gather_logits=True)
+        assert part.make_cache(1).keys.shape[2] * comm.size == model.make_cache(1).keys.shape[2]
+        return continued(part)
+
+    assert launch_threads(run, 2) == [continued(model)] * 2
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_are_slices_of_the_model_that_one_process_would_make(kind):
     """E6, bit by bit."""
