@@ -3,6 +3,7 @@
 Nothing is faster for it; but a breakpoint works, and nothing must be picklable.
 """
 
+import contextlib
 import queue
 import threading
 import time
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from minillm.errors import CommError, ConfigError
 from minillm.parallel.comm import Comm, CommCounter, SlowLink
+from minillm.parallel.processes import Together
 
 
 class World:
@@ -82,10 +84,11 @@ class Meeting:
         self.shown[place] = value
         try:
             self.barrier.wait()
-            everything = list(self.shown)
-            self.barrier.wait()
         except threading.BrokenBarrierError as error:
             raise RuntimeError("timed out, or another rank failed") from error
+        everything = list(self.shown)
+        with contextlib.suppress(threading.BrokenBarrierError):  # who fails after this exchange does not undo it
+            self.barrier.wait()
         return everything
 
 
@@ -176,6 +179,10 @@ class ThreadBackend:
 
     def recv(self, tensor: Tensor, source: int, tag: int) -> Receipt:
         return Receipt(self.world, self.world.box(self.ranks, source, self.rank, tag), tensor)
+
+    def exchange(self, outgoing: Tensor, target: int, incoming: Tensor, source: int, tag: int) -> Together:
+        sending = self.send(outgoing, target, tag)
+        return Together([self.recv(incoming, source, tag), sending])  # who waits for the sending first, waits for ever
 
     def recv_any(self, tensor: Tensor, tag: int) -> int:
         boxes = {source: self.world.box(self.ranks, source, self.rank, tag) for source in self.ranks}

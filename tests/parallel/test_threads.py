@@ -39,6 +39,22 @@ def test_what_is_received_is_a_copy():
     assert launch_threads(run, 2)[1] == [1.0, 1.0]
 
 
+def test_an_error_after_an_exchange_does_not_undo_it():
+    """A rank that raises at once after it must not make the exchange fail on ranks that have not woken up yet."""
+    for _ in range(100):
+        told = []
+
+        def share(comm, told=told):
+            everything = comm.all_objects(comm.rank)
+            if comm.rank == 1:
+                raise ValueError("after the exchange")
+            told.append(everything)
+
+        with pytest.raises(ValueError, match="after the exchange"):
+            launch_threads(share, 4)
+        assert told == [[0, 1, 2, 3]] * 3
+
+
 def test_an_error_of_one_rank_is_raised_and_wakes_the_others():
     def run(comm):
         if comm.rank == 2:
