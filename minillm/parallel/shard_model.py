@@ -30,11 +30,12 @@ from minillm.parallel.layout import (
 )
 from minillm.parallel.mesh import Mesh
 from minillm.parallel.regions import scatter_to_sequence_parallel_region
+from minillm.parallel.sequence import sequence_product
 from minillm.parallel.tensor import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
-    VocabParallelProduct,
+    VocabParallelHead,
     enter_products,
 )
 
@@ -50,14 +51,14 @@ class TensorSharding:
         layout: how each parameter was cut, by name; None: whole on all ranks.
         partial: names of those whole on all ranks whose gradients come in parts, see `finish_tensor_gradients`.
         sequence_parallel: whether ranks keep only their share of the positions between the products.
-        product: makes the logits; its `gather_logits` may be changed at any time. None in a part without a head.
+        head: makes the logits; its `gather_logits` may be changed at any time. None in a part without a head.
     """
 
     comm: Comm
     layout: dict[str, Split | None]
     partial: frozenset[str]
     sequence_parallel: bool
-    product: VocabParallelProduct | None = field(default=None, repr=False)
+    head: VocabParallelHead | None = field(default=None, repr=False)
 
     def is_counted(self, name: str) -> bool:
         """Whether this rank counts the parameter in a sum over all: its own parts, and on rank 0 what all have."""
@@ -75,8 +76,7 @@ def shard_model(
 
     Its `forward` is called as before and returns this rank's part of the logits, (B, T, V / P), for
     `vocab_parallel_cross_entropy`, or all of them. Names of parameters stay; the parameters are new ones, slices of the
-    old, so an optimizer is made afterwards, and `use_onednn` called before. After each backward pass comes
-    `finish_tensor_gradients`.
+    old, so an optimizer is made afterwards. After the backward passes of a step comes `finish_tensor_gradients`.
 
     With dropout, let all ranks draw the same random numbers. With all logits on all ranks it generates text as before;
     `make_cache` makes room for this rank's heads.
@@ -110,11 +110,12 @@ def shard_model(
         if sequence_parallel and name == "blocks.0":
             module.register_forward_pre_hook(scatter_positions(comm))
     model.make_cache = partial(make_cache_of_part, model, comm.size)
-    product = None
+    head = None
     if getattr(model, "final_norm", None) is not None:
-        product = model.product = VocabParallelProduct(comm, model.product, gather_logits, sequence_parallel)
+        head = model.logits = VocabParallelHead(model.logits, comm, gather_logits, sequence_parallel)
+        model.product = sequence_product if sequence_parallel else model.product
     in_parts = frozenset(name for name in layout if is_partial(name, layout[name], sequence_parallel))
-    return TensorSharding(comm, layout, in_parts, sequence_parallel, product)
+    return TensorSharding(comm, layout, in_parts, sequence_parallel, head)
 
 
 def is_partial(name: str, split: Split | None, sequence_parallel: bool) -> bool:

@@ -6,6 +6,8 @@ adds the results up. One behind the other they need no exchange in between.
 Dimensions: B batch, T positions, C width, V vocabulary, P ranks.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -153,7 +155,7 @@ def own_ids(ids: Tensor, n_own: int, comm: Comm) -> tuple[Tensor, Tensor]:
     """
     rows = ids - n_own * comm.rank
     mine = (rows >= 0) & (rows < n_own)
-    return rows.masked_fill(~mine, 0), mine
+    return torch.where(mine, rows, 0), mine
 
 
 class VocabParallelEmbedding(Embedding):
@@ -194,22 +196,27 @@ class VocabParallelEmbedding(Embedding):
         return reduce_from_tensor_model_parallel_region(vectors, self.comm)
 
 
-class VocabParallelProduct:
-    """The product with a head of which each rank has the rows of some ids; takes the place of `GPT.product`.
+class VocabParallelHead:
+    """The scores by a head of which each rank has the rows of some ids; takes the place of a decoder's `logits`.
 
     Args:
+        logits: the decoder's own method, which multiplies with the rows that are here.
         comm: the tensor-parallel ranks.
-        product: what multiplies.
         gather_logits: whether all ranks get the scores of the whole vocabulary; may be changed at any time.
         sequence_parallel: whether what comes in is this rank's positions.
     """
 
-    def __init__(self, comm: Comm, product=F.linear, gather_logits: bool = False, sequence_parallel: bool = False):
-        self.comm, self.gather_logits, self.sequence_parallel = comm, gather_logits, sequence_parallel
-        self.product = sequence_product if sequence_parallel else product
+    def __init__(
+        self,
+        logits: Callable[[Tensor], Tensor],
+        comm: Comm,
+        gather_logits: bool = False,
+        sequence_parallel: bool = False,
+    ):
+        self.logits, self.comm = logits, comm
+        self.gather_logits, self.sequence_parallel = gather_logits, sequence_parallel
 
-    def __call__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(B, T, C), or (B, T / P, C), and this rank's (V / P, C) to logits (B, T, V / P) or (B, T, V)."""
-        x = enter_products(hidden, self.comm, self.sequence_parallel)
-        logits = self.product(x, weight, bias)
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Map (B, T, C), or this rank's (B, T / P, C), to logits (B, T, V / P) or (B, T, V)."""
+        logits = self.logits(enter_products(hidden, self.comm, self.sequence_parallel))
         return gather_from_tensor_model_parallel_region(logits, self.comm) if self.gather_logits else logits

@@ -8,6 +8,7 @@ import torch
 
 from minillm.errors import ConfigError, DataError, ShapeError
 from minillm.models.gpt import GPT, GPTConfig
+from minillm.nn.onednn_linear import use_onednn
 from minillm.parallel.comm import CommCounter
 from minillm.parallel.launch import launch
 from minillm.parallel.layout import GPT_PLAN, join_slices, slice_of, tensor_layout
@@ -213,7 +214,7 @@ def test_gathered_logits_are_those_of_one_process():
             sharding = shard_model(part, GPT_PLAN, comm, gather_logits=True)
             logits = part(inputs)
             next_token_loss(part, inputs, targets).backward()      # the usual loss works on whole logits
-            sharding.product.gather_logits = False
+            sharding.head.gather_logits = False
             return logits.detach(), part(inputs).detach(), part.token_embedding.weight.grad
 
         results = launch_threads(run, 2)
@@ -331,6 +332,35 @@ def test_frozen_parameters_stay_without_gradient():
 
     for names in launch_threads(run, 2):
         assert names == {name for name in tensor_layout(KINDS["gpt2"]) if "norm" in name or "qkv" in name}
+
+
+def test_another_product_put_in_afterwards_keeps_the_regions():
+    """`use_onednn` exchanges what multiplies; gradients of both stay those of one process."""
+    model = whole_model("llama").float()
+    next_token_loss(model, *batch()).backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    def run(comm, sequence_parallel, before):
+        part = whole_model("llama").float()
+        if before:
+            use_onednn(part)
+        sharding = shard_model(part, GPT_PLAN, comm, sequence_parallel)
+        if not before:
+            use_onednn(part)
+        loss = VocabParallelLoss(comm)(part, *batch())
+        loss.backward()
+        finish_tensor_gradients(part, sharding)
+        return loss.item(), {name: parameter.grad for name, parameter in part.named_parameters()}
+
+    for settings in ((False, True), (False, False), (True, True), (True, False)):
+        found = joined_loosely(launch_threads(run, 2, *settings))
+        for name, gradient in expected.items():
+            assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), (name, settings)
+
+
+def joined_loosely(results: list[tuple]) -> dict[str, torch.Tensor]:
+    layout = tensor_layout(KINDS["llama"])
+    return {name: join_slices([gradients[name] for _, gradients in results], split) for name, split in layout.items()}
 
 
 def test_autocast_to_16_bits_stays_close():
