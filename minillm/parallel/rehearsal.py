@@ -48,7 +48,8 @@ def rehearse_collective(name: str, tensors: Sequence[Tensor]) -> list[tuple[Tens
     def act(comm: Comm) -> tuple[Tensor, list[int]]:
         tensor = tensors[comm.rank].clone()
         returned = collective(tensor, comm)
-        return tensor if returned is None else returned, [sent.n_bytes for sent in comm.counter.chosen("send")]
+        sent = [transfer.n_bytes for transfer in comm.counter.transfers if transfer.operation in ("send", "exchange")]
+        return tensor if returned is None else returned, sent
 
     counters = [CommCounter() for _ in tensors]
     return launch_threads(act, len(tensors), counters=counters, timeout_seconds=PATIENCE_SECONDS)
