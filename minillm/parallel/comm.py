@@ -111,6 +111,7 @@ class Backend(Protocol):
     def send(self, tensor: Tensor, target: int, tag: int) -> Any: ...
     def recv(self, tensor: Tensor, source: int, tag: int) -> Any: ...
     def recv_any(self, tensor: Tensor, tag: int) -> int: ...
+    def exchange(self, outgoing: Tensor, target: int, incoming: Tensor, source: int, tag: int) -> Any: ...
     def all_objects(self, value: object) -> list: ...
     def subgroups(self, groups: Sequence[Sequence[int]]) -> "Backend": ...
 
@@ -253,6 +254,17 @@ class Comm:
         begin = lambda: self.backend.recv(tensor, peer, tag)  # noqa: E731
         return self.run("recv", [tensor], tensor.nbytes, async_op, begin, peer=peer)
 
+    def exchange(
+        self, outgoing: Tensor, target: int, incoming: Tensor, source: int, tag: int = 0, async_op: bool = False
+    ) -> Pending | None:
+        """Send to one rank and receive as much from another at the same time; all ranks of a ring may do so at once.
+
+        Counted as a send and a receive. (As two transfers, those of NCCL may queue up behind each other for ever.)
+        """
+        to, of = self.world_rank(target), self.world_rank(source)
+        begin = lambda: self.backend.exchange(outgoing, to, incoming, of, tag)  # noqa: E731
+        return self.run("exchange", [outgoing, incoming], outgoing.nbytes, async_op, begin, peer=of)
+
     def recv_any(self, tensor: Tensor, tag: int = 0) -> int:
         """Receive from whichever rank sends first; returns its number in this group. Gloo and threads only."""
         sources: list[int] = []
@@ -313,7 +325,7 @@ class Comm:
             self.check_agreement(step)
         ready_at = self.account(operation, n_bytes)
         with NamedErrors(self, step), torch.no_grad():
-            is_late = operation == "send" and ready_at > 0         # on a slow link the other rank has to wait, too
+            is_late = operation in ("send", "exchange") and ready_at > 0  # on a slow link the other rank waits, too
             work = LateStart(begin, ready_at) if is_late else begin()
         pending = Pending(self, step, work, ready_at, finish)
         if async_op:
@@ -345,6 +357,9 @@ class Comm:
         if self.counter is None and self.link is None:
             return 0.0
         counter = self.counter if self.counter is not None else CommCounter()
+        if operation == "exchange":                                # both at once
+            counter.add("recv", self.name, n_bytes, self.size)
+            operation = "send"
         counter.add(operation, self.name, n_bytes, self.size)
         if self.link is None or operation == "recv":               # the wire is the sender's
             return 0.0

@@ -62,6 +62,11 @@ class TorchBackend:
     def recv(self, tensor: Tensor, source: int, tag: int) -> Any:
         return dist.irecv(tensor, source, group=self.group, tag=tag)
 
+    def exchange(self, outgoing: Tensor, target: int, incoming: Tensor, source: int, tag: int) -> "Together":
+        sending = dist.P2POp(dist.isend, outgoing, target, self.group, tag)
+        receiving = dist.P2POp(dist.irecv, incoming, source, self.group, tag)
+        return Together(dist.batch_isend_irecv([sending, receiving]))
+
     def recv_any(self, tensor: Tensor, tag: int) -> int:
         return dist.recv(tensor, None, group=self.group, tag=tag)
 
@@ -79,6 +84,20 @@ class TorchBackend:
         if mine is None:
             raise ConfigError(f"rank {self.rank} is in none of the groups {[list(ranks) for ranks in groups]}")
         return TorchBackend(mine, self.timeout_seconds)
+
+
+class Together:
+    """Several transfers that have begun, as one."""
+
+    def __init__(self, works: Sequence[Any]):
+        self.works = works
+
+    def is_completed(self) -> bool:
+        return all(work.is_completed() for work in self.works)
+
+    def wait(self) -> None:
+        for work in self.works:
+            work.wait()
 
 
 def join(

@@ -151,13 +151,11 @@ class Passing:
     def __init__(self, tensor: Tensor, comm: Comm, tag: int):
         self.incoming = torch.empty_like(tensor)
         after, before = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
-        sending = comm.send(tensor, after, tag, async_op=True)
-        self.pending = [comm.recv(self.incoming, before, tag, async_op=True), sending]
+        self.pending = comm.exchange(tensor, after, self.incoming, before, tag, async_op=True)
 
     def wait(self) -> Tensor:
         """What has come."""
-        for pending in self.pending:
-            pending.wait()
+        self.pending.wait()
         return self.incoming
 
 

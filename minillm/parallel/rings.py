@@ -23,9 +23,7 @@ def exchange(comm: Comm, outgoing: Tensor, incoming: Tensor, target: int, source
         target: rank of the group.
         source: rank of the group.
     """
-    sending = comm.send(outgoing.contiguous(), target, async_op=True)
-    comm.recv(incoming, source)
-    sending.wait()
+    comm.exchange(outgoing.contiguous(), target, incoming, source)
 
 
 def part_bounds(n: int, size: int) -> list[tuple[int, int]]:

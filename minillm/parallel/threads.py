@@ -152,25 +152,25 @@ class ThreadBackend:
 
     @torch.no_grad()
     def all_reduce(self, tensor: Tensor, op: str) -> None:
-        tensor.copy_(combined(self.exchange(tensor), op))
+        tensor.copy_(combined(self.everybodys(tensor), op))
 
     @torch.no_grad()
     def reduce_scatter(self, output: Tensor, tensor: Tensor, op: str) -> None:
-        whole = combined(self.exchange(tensor), op)
+        whole = combined(self.everybodys(tensor), op)
         output.copy_(whole.reshape(len(self.ranks), -1)[self.place].view_as(output))
 
     @torch.no_grad()
     def all_gather(self, output: Tensor, tensor: Tensor) -> None:
-        output.copy_(torch.cat([part.flatten() for part in self.exchange(tensor)]).view_as(output))
+        output.copy_(torch.cat([part.flatten() for part in self.everybodys(tensor)]).view_as(output))
 
     @torch.no_grad()
     def all_to_all(self, output: Tensor, tensor: Tensor) -> None:
-        parts = [other.reshape(len(self.ranks), -1)[self.place] for other in self.exchange(tensor)]
+        parts = [other.reshape(len(self.ranks), -1)[self.place] for other in self.everybodys(tensor)]
         output.copy_(torch.cat(parts).view_as(output))
 
     @torch.no_grad()
     def broadcast(self, tensor: Tensor, source: int) -> None:
-        tensor.copy_(self.exchange(tensor)[self.ranks.index(source)])
+        tensor.copy_(self.everybodys(tensor)[self.ranks.index(source)])
 
     def send(self, tensor: Tensor, target: int, tag: int) -> Letter:
         letter = Letter(self.world, tensor.detach().clone())
@@ -204,7 +204,7 @@ class ThreadBackend:
             raise ConfigError(f"rank {self.rank} is in {len(mine)} of the groups {groups}, expected one")
         return ThreadBackend(self.world, self.rank, mine[0])
 
-    def exchange(self, tensor: Tensor) -> list[Tensor]:
+    def everybodys(self, tensor: Tensor) -> list[Tensor]:
         """Copies of everybody's tensor; refuses different shapes and dtypes, which gloo would not."""
         tensors = self.meeting.exchange(self.place, tensor.detach().clone())
         kinds = [(other.dtype, tuple(other.shape)) for other in tensors]

@@ -137,8 +137,7 @@ class OtherWay(ring.Passing):
     def __init__(self, tensor, comm, tag):
         self.incoming = torch.empty_like(tensor)
         after, before = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
-        sending = comm.send(tensor, before, tag, async_op=True)
-        self.pending = [comm.recv(self.incoming, after, tag, async_op=True), sending]
+        self.pending = comm.exchange(tensor, before, self.incoming, after, tag, async_op=True)
 
 
 @pytest.mark.parametrize(
