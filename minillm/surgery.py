@@ -124,7 +124,7 @@ def sections_of(model: nn.Module, name: str) -> dict[str, slice]:
         `key_value`, nothing for any other layer; slices of the rows of `matrix_of`.
     """
     parent, last = parent_of(model, name)
-    layer = model.get_submodule(name)
+    layer = unwrapped(model.get_submodule(name))
     if last not in FUSED:
         return {}
     names = FUSED[last]
@@ -135,6 +135,13 @@ def sections_of(model: nn.Module, name: str) -> dict[str, slice]:
         return {}  # a layer of that name which makes something else, such as the queries alone of cross attention
     begins = [sum(sizes[:index]) for index in range(len(sizes))]
     return {part: slice(begin, begin + size) for part, begin, size in zip(names, begins, sizes, strict=True)}
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The layer inside what was put around it; a wrapper calls it `base`."""
+    while isinstance(inner := getattr(module, "base", None), nn.Module):
+        module = inner
+    return module
 
 
 def parent_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
