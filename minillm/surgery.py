@@ -212,6 +212,71 @@ def wrap(model: nn.Module, names: Iterable[str], make: Make) -> Operation:
     return operation
 
 
+@dataclass
+class Overlay:
+    """Methods that were laid over a module's own, and the way back; made by `overlay`."""
+
+    module: nn.Module
+    methods: type
+    attributes: tuple[str, ...] = ()
+
+    def remove(self) -> None:
+        """Give the module its own methods back; a second call does nothing.
+
+        Raises:
+            ConfigError: if something was laid over these methods since.
+        """
+        layered = type(self.module)
+        if self.methods not in layered.__mro__:
+            return
+        if layered.__bases__[0] is not self.methods:
+            raise ConfigError(
+                f"{layered.__bases__[0].__name__} was laid over {self.methods.__name__} later; remove that first"
+            )
+        self.module.__class__ = layered.__bases__[1]
+        for name in self.attributes:
+            del self.module.__dict__[name]
+
+
+def overlay(module: nn.Module, methods: type, **attributes: object) -> Overlay:
+    """Lay the methods of a class over a module's own, which they call by `super()`; names and parameters stay.
+
+    For changes that no wrapper can make: several methods at once, or one that the model calls by name. The module is
+    still an instance of its class, and of `methods`.
+
+    Args:
+        module: is changed.
+        methods: a plain class whose methods stand before the module's own.
+        attributes: what these methods need of `self`; kept beside the module's own and not registered as its parts.
+
+    Returns:
+        the overlay, which can be removed.
+
+    Raises:
+        ConfigError: if the module has these methods already, or an attribute of one of the names.
+
+    Example:
+        >>> class Twice:
+        ...     def forward(self, x):
+        ...         return self.factor * super().forward(x)
+        >>> layer = nn.ReLU()
+        >>> laid = overlay(layer, Twice, factor=2.0)
+        >>> layer(torch.tensor(3.0)).item(), type(layer).__name__
+        (6.0, 'ReLU')
+        >>> laid.remove()
+        >>> layer(torch.tensor(3.0)).item()
+        3.0
+    """
+    own = type(module)
+    if isinstance(module, methods):
+        raise ConfigError(f"{methods.__name__} is laid over this {own.__name__} already; remove it first")
+    if taken := [name for name in attributes if hasattr(module, name)]:
+        raise ConfigError(f"{own.__name__} has an attribute {taken[0]!r} already, which {methods.__name__} needs")
+    module.__class__ = type(own.__name__, (methods, own), {"__module__": own.__module__, "__doc__": own.__doc__})
+    module.__dict__.update(attributes)
+    return Overlay(module, methods, tuple(attributes))
+
+
 def tied(model: nn.Module) -> list[list[str]]:
     """Groups of names that mean one and the same parameter, for example an embedding and a head.
 

@@ -197,3 +197,40 @@ def test_encoder_decoders_have_sections_for_cross_attention():
     fused = {name: surgery.sections_of(t5, name) for name in surgery.find(t5, kinds=surgery.is_linear)}
     assert any(set(parts) == {"key", "value"} for parts in fused.values())
     assert any(set(parts) == {"query", "key", "value"} for parts in fused.values())
+
+
+class TwiceTheLogits:
+    def logits(self, hidden):
+        return self.factor * super().logits(hidden)
+
+
+class Shifted:
+    def logits(self, hidden):
+        return super().logits(hidden) + 1.0
+
+
+def test_methods_are_laid_over_and_taken_off(model):
+    ids = torch.arange(5)[None]
+    before, names = model(ids), list(model.state_dict())
+    first = surgery.overlay(model, TwiceTheLogits, factor=2.0)
+    torch.testing.assert_close(model(ids), 2 * before, rtol=0, atol=0)
+    assert isinstance(model, GPT) and isinstance(model, TwiceTheLogits) and list(model.state_dict()) == names
+    copied = copy.deepcopy(model)
+    second = surgery.overlay(model, Shifted)
+    torch.testing.assert_close(model(ids), 2 * before + 1, rtol=0, atol=0)
+    torch.testing.assert_close(copied(ids), 2 * before, rtol=0, atol=0)
+    with pytest.raises(ConfigError, match="Shifted was laid over TwiceTheLogits later"):
+        first.remove()
+    second.remove()
+    first.remove()
+    first.remove()
+    assert type(model) is GPT and "factor" not in model.__dict__
+    torch.testing.assert_close(model(ids), before, rtol=0, atol=0)
+
+
+def test_methods_are_not_laid_over_twice_nor_over_attributes(model):
+    surgery.overlay(model, TwiceTheLogits, factor=2.0)
+    with pytest.raises(ConfigError, match="TwiceTheLogits is laid over this GPT already"):
+        surgery.overlay(model, TwiceTheLogits, factor=3.0)
+    with pytest.raises(ConfigError, match="has an attribute 'config' already"):
+        surgery.overlay(model, Shifted, config=1)
