@@ -106,9 +106,9 @@ def check_weights(found, expected):
 CASES = [
     ("fsdp2", MeshSize(dp=2), "gpt2"),
     ("tp", MeshSize(tp=2), "bloom"),
-    ("tp", MeshSize(dp=2, tp=2), "modern"),
+    pytest.param("tp", MeshSize(dp=2, tp=2), "modern", marks=pytest.mark.slow),
     ("pp", MeshSize(pp=2), "gpt2"),
-    ("pp", MeshSize(dp=2, pp=2), "modern"),
+    pytest.param("pp", MeshSize(dp=2, pp=2), "modern", marks=pytest.mark.slow),
 ]
 
 

@@ -77,7 +77,10 @@ def test_a_run_on_four_processes_is_the_run_of_one_and_its_folder_is_used_as_any
     assert metrics(out)[-1]["step"] == 8 and "done" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("precision", "mesh", "n_ranks"), [("bf16", "dp=2,pp=2", 4), ("fp16", "dp=2", 2)])
+@pytest.mark.parametrize(
+    ("precision", "mesh", "n_ranks"),
+    [("bf16", "pp=2", 2), pytest.param("fp16", "dp=2", 2, marks=pytest.mark.slow)],
+)
 def test_16_bits_a_pipeline_and_documents(text_file, tmp_path, precision, mesh, n_ranks):
     settings = replace(SMALL, data=(str(text_file),), out=tmp_path / "r", steps=4, precision=precision, microbatches=2)
     on_ranks(replace(settings, mesh=mesh, rows="documents"), n_ranks)
