@@ -10,150 +10,20 @@ A method is a frozen config dataclass with a class variable `method` (its name i
 `inject(model, name, generator) -> Delta`, which puts the method's parts into the model.
 """
 
-import hashlib
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from minillm import surgery
-from minillm.config import config_from_dict, config_to_dict
+from minillm.adapt.delta import Delta, MethodConfig, Several, TrainedInPlace
+from minillm.adapt.delta_file import SETTINGS, TENSORS, SavedDelta, read_delta, write_delta
+from minillm.adapt.fingerprint import fingerprint, state_of
 from minillm.errors import CheckpointError, ConfigError
-from minillm.train.checkpoint import json_chunks, read_json, sha256_of, write_file
-from minillm.train.tensor_file import read_tensor_file, tensor_file_chunks
 
-SETTINGS, TENSORS = "adapter.json", "adapter.safetensors"
-FORMAT = "minillm adapter 1"
-METHODS = {  # name in a file -> where its config is
-    "lora": "minillm.adapt.lora:LoraConfig",
-    "adapter": "minillm.adapt.adapter:AdapterConfig",
-    "prefix": "minillm.adapt.prefix:PrefixConfig",
-    "prompt": "minillm.adapt.prompt:PromptConfig",
-    "ptuning": "minillm.adapt.prompt:PTuningConfig",
-    "ia3": "minillm.adapt.ia3:IA3Config",
-    "bitfit": "minillm.adapt.bitfit:BitFitConfig",
-    "intrinsic": "minillm.adapt.intrinsic:IntrinsicConfig",
-    "full": "minillm.adapt.partial:FullConfig",
-    "head": "minillm.adapt.partial:HeadConfig",
-    "last_layers": "minillm.adapt.partial:LastLayersConfig",
-    "feed_forward": "minillm.adapt.partial:FeedForwardConfig",
-    "encoder": "minillm.adapt.partial:EncoderConfig",
-}
-
-
-class Delta:
-    """What one method has put into one model, and the way out again. Each method makes a subclass of it.
-
-    A fresh delta is switched on. `adapt` freezes everything first and then lets `parameters()` be trained.
-    """
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained: name, which names its tensor in the file too -> parameter."""
-        raise NotImplementedError
-
-    def switch(self, on: bool) -> None:
-        """Off: the model computes what the base did, bit for bit. On: with the change again."""
-        raise NotImplementedError
-
-    def remove(self) -> None:
-        """Take the method's parts out; the base's modules and numbers are as they were."""
-        raise NotImplementedError
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What is saved; whatever the switch says. The trained parameters, if a method has nothing else."""
-        return {name: parameter.detach() for name, parameter in self.parameters().items()}
-
-    @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over saved tensors, whose names and sizes have been compared with those of `tensors()`."""
-        for name, tensor in self.tensors().items():
-            tensor.copy_(tensors[name])
-
-    def merge(self) -> None:
-        """Write the change into the base's weights."""
-        raise ConfigError(f"{type(self).__name__}: this method cannot be merged into the base's weights")
-
-    def unmerge(self) -> None:
-        """Undo `merge`, bit for bit."""
-        raise ConfigError(f"{type(self).__name__}: this method cannot be merged into the base's weights")
-
-
-class MethodConfig(Protocol):
-    """What `adapt` needs to know of a method's config, a frozen dataclass."""
-
-    method: ClassVar[str]
-    heads: tuple[str, ...]
-
-    def inject(self, model: nn.Module, name: str, generator: torch.Generator | None) -> Delta: ...
-
-
-class TrainedInPlace(Delta):
-    """Parameters of the base itself, trained where they stand; their old numbers are kept beside them.
-
-    Args:
-        model: holds the parameters.
-        names: of them; tied names mean one parameter.
-    """
-
-    def __init__(self, model: nn.Module, names: Sequence[str]):
-        named = dict(model.named_parameters(remove_duplicate=False))
-        first = {id(named[name]): name for name in reversed(list(names))}
-        self.trained = {name: named[name] for name in names if first[id(named[name])] == name}
-        self.other = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
-        self.on = True
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.trained)
-
-    def switch(self, on: bool) -> None:
-        """Exchange the trained numbers and the old ones; the parameters, which an optimizer knows, stay the same."""
-        if on != self.on:
-            for name, parameter in self.trained.items():
-                here = parameter.data
-                parameter.data = self.other[name].to(here.device, here.dtype)
-                self.other[name] = here
-        self.on = on
-
-    def remove(self) -> None:
-        self.switch(False)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: p.detach() if self.on else self.other[name] for name, p in self.trained.items()}
-
-
-class Several(Delta):
-    """Deltas that are one: a method, and the heads that are trained and saved beside it."""
-
-    def __init__(self, deltas: Sequence[Delta]):
-        self.deltas = list(deltas)
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return {name: parameter for delta in self.deltas for name, parameter in delta.parameters().items()}
-
-    def switch(self, on: bool) -> None:
-        for delta in self.deltas:
-            delta.switch(on)
-
-    def remove(self) -> None:
-        for delta in reversed(self.deltas):
-            delta.remove()
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: tensor for delta in self.deltas for name, tensor in delta.tensors().items()}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        for delta in self.deltas:
-            delta.load(tensors)
-
-    def merge(self) -> None:
-        self.deltas[0].merge()                                     # heads are in the model already
-
-    def unmerge(self) -> None:
-        self.deltas[0].unmerge()
+__all__ = ["Adapted", "Delta", "MethodConfig", "TrainedInPlace", "adapt", "load_delta"]
 
 
 class Adapted:
@@ -337,20 +207,10 @@ class Adapted:
         name, folder = name or self.name, Path(folder)
         if name not in self.deltas:
             raise ConfigError(f"there is no adapter {name!r}; the model has {sorted(self.deltas)}")
-        config = self.configs[name]
-        folder.mkdir(parents=True, exist_ok=True)
-        new_tensors, new_settings = folder / f".{TENSORS}", folder / f".{SETTINGS}"
-        content = {
-            "format": FORMAT,
-            "method": config.method,
-            "name": name,
-            "base": {"model": type(self.model).__name__, "fingerprint": self.fingerprints[name]},
-            "config": config_to_dict(config),
-            "sha256": write_file(new_tensors, tensor_file_chunks(self.deltas[name].tensors(), {"format": "pt"})),
-        }
-        write_file(new_settings, json_chunks(content))
-        new_tensors.replace(folder / TENSORS)
-        new_settings.replace(folder / SETTINGS)
+        saved = SavedDelta(
+            name, self.configs[name], type(self.model).__name__, self.fingerprints[name], self.deltas[name].tensors()
+        )
+        write_delta(folder, saved)
         return folder
 
 
@@ -399,11 +259,6 @@ def heads_of(config: MethodConfig) -> tuple[str, ...]:
     return tuple(getattr(config, "heads", ()))
 
 
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """All numbers of a model by name: the parameters themselves, tied ones under each name, and saved buffers."""
-    return {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
-
-
 def inject(model: nn.Module, config: MethodConfig, name: str, generator: torch.Generator | None) -> Delta:
     """The method's delta, with the heads that are trained beside it; all or nothing."""
     named = head_parameters(model, heads_of(config))
@@ -433,44 +288,6 @@ def head_parameters(model: nn.Module, heads: Sequence[str]) -> set[str]:
     return named
 
 
-def fingerprint(model: nn.Module, heads: Sequence[str] = (), base: Mapping[str, Tensor] | None = None) -> str:
-    """What tells one base from another: its names, sizes and numbers, not its heads.
-
-    Numbers are compared as bfloat16, so that the same model in another number format is the same base.
-
-    Args:
-        model: the base, or one whose adapters are switched off.
-        heads: modules that do not count, since every task brings its own.
-        base: `state_of` the model before its names were changed; None takes them as they are.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Example:
-        >>> ones = nn.Linear(2, 2, bias=False)
-        >>> _ = nn.init.ones_(ones.weight)
-        >>> fingerprint(ones) == fingerprint(ones.double()), fingerprint(nn.Linear(2, 2)) == fingerprint(ones)
-        (True, False)
-    """
-    base = state_of(model) if base is None else base
-    left_out = {id(model.get_submodule(head).get_parameter(name))
-                for head in (surgery.find(model, heads) if heads else ())
-                for name, _ in model.get_submodule(head).named_parameters()}  # fmt: skip
-    digest = hashlib.sha256()
-    for name, tensor in sorted(base.items()):
-        if id(tensor) not in left_out:
-            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-            digest.update(numbers_of(tensor))
-    return digest.hexdigest()
-
-
-def numbers_of(tensor: Tensor) -> memoryview:
-    """A tensor's bytes, rounded to bfloat16 if they are numbers with a point."""
-    tensor = tensor.detach().cpu()
-    tensor = tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-
-
 def load_delta(model: nn.Module, folder: str | Path, name: str = "") -> Adapted:
     """Put a saved adapter on the base that it was trained on.
 
@@ -486,63 +303,34 @@ def load_delta(model: nn.Module, folder: str | Path, name: str = "") -> Adapted:
         CheckpointError: if the folder holds no adapter, a damaged one, or one of another base.
         ConfigError: as `adapt`.
     """
-    folder = Path(folder)
-    content = read_settings(folder)
-    config = read_method(content, folder)
-    tensors = read_tensor_file(folder / TENSORS)
-    if sha256_of(folder / TENSORS) != content["sha256"]:
-        raise CheckpointError(f"{folder / TENSORS} is damaged, or of another moment than {SETTINGS}; save it again")
+    saved = read_delta(Path(folder))
     handle: Adapted | None = model.__dict__.get(HANDLE)
-    name, seed = name or content["name"], torch.Generator().manual_seed(0)  # the initial numbers are overwritten
-    adapted = adapt(model, config, name, seed) if handle is None else handle.add(config, name, seed)
+    name, seed = name or saved.name, torch.Generator().manual_seed(0)  # the initial numbers are overwritten
+    adapted = adapt(model, saved.config, name, seed) if handle is None else handle.add(saved.config, name, seed)
     try:
-        check_base(folder, content["base"], adapted, name)
-        check_tensors(folder, tensors, adapted.deltas[name].tensors())
-        adapted.deltas[name].load(tensors)
+        check_base(folder, saved, adapted, name)
+        check_tensors(folder, saved.tensors, adapted.deltas[name].tensors())
+        adapted.deltas[name].load(saved.tensors)
     except CheckpointError:
         adapted.drop(name)
         raise
     return adapted
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The content of adapter.json.
-
-    Raises:
-        CheckpointError: if it is missing or something else.
-    """
-    content = read_json(folder / SETTINGS)
-    if content.get("format") != FORMAT or not {"method", "name", "base", "config", "sha256"} <= content.keys():
-        raise CheckpointError(f"{folder / SETTINGS} is not of the format {FORMAT!r} but {content.get('format')!r}")
-    return content
-
-
-def read_method(content: Mapping[str, Any], folder: Path) -> MethodConfig:
-    """The config in a file.
-
-    Raises:
-        CheckpointError: if its method is unknown here.
-    """
-    if content["method"] not in METHODS:
-        raise CheckpointError(f"{folder} holds the method {content['method']!r}; known are {', '.join(METHODS)}")
-    module, _, config_type = METHODS[content["method"]].partition(":")
-    return config_from_dict(getattr(importlib.import_module(module), config_type), content["config"], str(folder))
-
-
-def check_base(folder: Path, base: Mapping[str, str], adapted: Adapted, name: str) -> None:
+def check_base(folder: str | Path, saved: SavedDelta, adapted: Adapted, name: str) -> None:
     """Compare fingerprints.
 
     Raises:
         CheckpointError: if the adapter was trained on another base: its numbers mean nothing here.
     """
-    if base["fingerprint"] != adapted.fingerprints[name]:
+    if saved.fingerprint != adapted.fingerprints[name]:
         raise CheckpointError(
-            f"{folder} was trained on another base ({base['model']} {base['fingerprint'][:12]}; this one is "
+            f"{folder} was trained on another base ({saved.model} {saved.fingerprint[:12]}; this one is "
             f"{type(adapted.model).__name__} {adapted.fingerprints[name][:12]}); load the base that it was trained on"
         )
 
 
-def check_tensors(folder: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def check_tensors(folder: str | Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Compare names and sizes.
 
     Raises:
@@ -550,9 +338,9 @@ def check_tensors(folder: Path, found: Mapping[str, Tensor], expected: Mapping[s
     """
     if wrong := sorted(found.keys() ^ expected.keys()):
         kind = "lacks" if wrong[0] in expected else "has besides"
-        raise CheckpointError(f"{folder / TENSORS} {kind} {wrong[0]}; it does not fit {SETTINGS}")
+        raise CheckpointError(f"{Path(folder) / TENSORS} {kind} {wrong[0]}; it does not fit {SETTINGS}")
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape:
             raise CheckpointError(
-                f"{folder / TENSORS}: {name} has size {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
+                f"{Path(folder) / TENSORS}: {name} has size {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
             )
