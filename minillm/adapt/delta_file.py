@@ -1,4 +1,4 @@
-"""An adapter on disk: adapter.json (method, settings, which base) and adapter.safetensors (what was trained, no more)."""
+"""An adapter on disk: adapter.json (method, settings, base) and adapter.safetensors (what was trained, no more)."""
 
 import importlib
 from collections.abc import Mapping
