@@ -279,7 +279,8 @@ def launch_threads(
         thread.join()
     wait_for_exit([thread.native_id for thread in threads])
     if errors:
-        rank, error = next((pair for pair in errors if not isinstance(pair[1], CommError)), errors[0])
+        own = [pair for pair in errors if not isinstance(pair[1], CommError)]
+        rank, error = min(own or errors[:1], key=lambda pair: pair[0])  # not the first: that differs from run to run
         error.add_note(f"raised on rank {rank} of {world_size}")
         raise error
     return results
