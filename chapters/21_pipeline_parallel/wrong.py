@@ -190,7 +190,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
         for kind, times in (("F", forward), ("B", backward))
     }
     ends = {}
-    free = [Fraction(0)] * schedule.n_ranks
+    free = [0] * schedule.n_ranks
     position = [0] * schedule.n_ranks
     events = []
     moved = True
@@ -202,7 +202,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
                 before = must_come_before(schedule, rank, action)
                 if not all(needed in ends for needed in before):
                     break
-                arrivals = [ends[needed] + (transfer if needed[0] != rank else 0) for needed in before]
+                arrivals = [ends[needed] + transfer for needed in before if needed[0] != rank]
                 start = free[rank]
                 free[rank] = ends[rank, action] = start + durations[action.kind][rank]
                 events.append(Event(rank, action, start, free[rank]))
@@ -222,7 +222,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
         for kind, times in (("F", forward), ("B", backward))
     }
     ends = {}
-    free = [Fraction(0)] * schedule.n_ranks
+    free = [0] * schedule.n_ranks
     position = [0] * schedule.n_ranks
     events = []
     moved = True
@@ -234,7 +234,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
                 before = must_come_before(schedule, rank, action)
                 if not all(needed in ends for needed in before):
                     break
-                arrivals = [ends[needed] + (transfer if needed[0] != rank else 0) for needed in before]
+                arrivals = [ends[needed] + transfer for needed in before if needed[0] != rank]
                 start = max([Fraction(0), *arrivals])
                 free[rank] = ends[rank, action] = start + durations[action.kind][rank]
                 events.append(Event(rank, action, start, free[rank]))
@@ -254,7 +254,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
         for kind, times in (("F", forward), ("B", backward))
     }
     ends = {}
-    free = [Fraction(0)] * schedule.n_ranks
+    free = [0] * schedule.n_ranks
     position = [0] * schedule.n_ranks
     events = []
     moved = True
@@ -266,7 +266,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
                 before = must_come_before(schedule, rank, action)
                 if not all(needed in ends for needed in before):
                     break
-                arrivals = [ends[needed] + (transfer if needed[0] != rank else 0) for needed in before]
+                arrivals = [ends[needed] + transfer for needed in before if needed[0] != rank]
                 start = max(free[rank], min(arrivals, default=Fraction(0)))
                 free[rank] = ends[rank, action] = start + durations[action.kind][rank]
                 events.append(Event(rank, action, start, free[rank]))
@@ -286,7 +286,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
         for kind, times in (("F", forward), ("B", backward))
     }
     ends = {}
-    free = [Fraction(0)] * schedule.n_ranks
+    free = [0] * schedule.n_ranks
     position = [0] * schedule.n_ranks
     events = []
     moved = True
@@ -318,7 +318,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
         for kind, times in (("F", forward), ("B", backward))
     }
     ends = {}
-    free = [Fraction(0)] * schedule.n_ranks
+    free = [0] * schedule.n_ranks
     position = [0] * schedule.n_ranks
     events = []
     moved = True
@@ -350,7 +350,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
         for kind, times in (("F", forward), ("B", backward))
     }
     ends = {}
-    free = [Fraction(0)] * schedule.n_ranks
+    free = [0] * schedule.n_ranks
     position = [0] * schedule.n_ranks
     events = []
     moved = True
@@ -362,7 +362,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
                 before = must_come_before(schedule, rank, action)
                 if not all(needed in ends for needed in before):
                     break
-                arrivals = [ends[needed] + (transfer if needed[0] != rank else 0) for needed in before]
+                arrivals = [ends[needed] + transfer for needed in before if needed[0] != rank]
                 start = max([free[rank], *(ends[needed] for needed in before)])
                 start += transfer if any(needed[0] != rank for needed in before) else 0
                 free[rank] = ends[rank, action] = start + durations[action.kind][rank]
@@ -383,7 +383,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
         for kind, times in (("F", forward), ("B", backward))
     }
     ends = {}
-    free = [Fraction(0)] * schedule.n_ranks
+    free = [0] * schedule.n_ranks
     position = [0] * schedule.n_ranks
     events = []
     moved = True
@@ -395,7 +395,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
                 before = must_come_before(schedule, rank, action)
                 if not all(needed in ends for needed in before):
                     break
-                arrivals = [ends[needed] + (transfer if needed[0] != rank else 0) for needed in before]
+                arrivals = [ends[needed] + transfer for needed in before if needed[0] != rank]
                 start = max([free[rank], *arrivals])
                 free[rank] = ends[rank, action] = start + durations[action.kind][rank]
                 events.append(Event(rank, action, start, free[rank]))
@@ -415,7 +415,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
         for kind, times in (("F", forward), ("B", backward))
     }
     ends = {}
-    free = [Fraction(0)] * schedule.n_ranks
+    free = [0] * schedule.n_ranks
     position = [0] * schedule.n_ranks
     events = []
     moved = True
@@ -427,7 +427,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
                 before = must_come_before(schedule, rank, action)
                 if not all(needed in ends for needed in before):
                     break
-                arrivals = [ends[needed] + (transfer if needed[0] != rank else 0) for needed in before]
+                arrivals = [ends[needed] + transfer for needed in before if needed[0] != rank]
                 start = max([free[rank], *arrivals])
                 free[rank] = ends[rank, action] = start + durations[action.kind][rank]
                 events.append(Event(rank, action, start, free[rank]))
@@ -447,7 +447,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
         for kind, times in (("F", forward), ("B", forward))
     }
     ends = {}
-    free = [Fraction(0)] * schedule.n_ranks
+    free = [0] * schedule.n_ranks
     position = [0] * schedule.n_ranks
     events = []
     moved = True
@@ -459,7 +459,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
                 before = must_come_before(schedule, rank, action)
                 if not all(needed in ends for needed in before):
                     break
-                arrivals = [ends[needed] + (transfer if needed[0] != rank else 0) for needed in before]
+                arrivals = [ends[needed] + transfer for needed in before if needed[0] != rank]
                 start = max([free[rank], *arrivals])
                 free[rank] = ends[rank, action] = start + durations[action.kind][rank]
                 events.append(Event(rank, action, start, free[rank]))
@@ -479,7 +479,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
         for kind, times in (("F", forward), ("B", backward))
     }
     ends = {}
-    free = [Fraction(0)] * schedule.n_ranks
+    free = [0] * schedule.n_ranks
     position = [0] * schedule.n_ranks
     events = []
     moved = True
@@ -491,7 +491,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
                 before = must_come_before(schedule, rank, action)
                 if not all(needed in ends for needed in before):
                     break
-                arrivals = [ends[needed] + (transfer if needed[0] != rank else 0) for needed in before]
+                arrivals = [ends[needed] + transfer for needed in before if needed[0] != rank]
                 start = max([free[rank], *arrivals])
                 free[rank] = ends[rank, action] = start + durations[action.kind][0]
                 events.append(Event(rank, action, start, free[rank]))
@@ -511,7 +511,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
         for kind, times in (("F", forward), ("B", backward))
     }
     ends = {}
-    free = [Fraction(0)] * schedule.n_ranks
+    free = [0] * schedule.n_ranks
     position = [0] * schedule.n_ranks
     events = []
     moved = True
@@ -522,7 +522,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
                 before = must_come_before(schedule, rank, action)
                 if not all(needed in ends for needed in before):
                     break
-                arrivals = [ends[needed] + (transfer if needed[0] != rank else 0) for needed in before]
+                arrivals = [ends[needed] + transfer for needed in before if needed[0] != rank]
                 start = max([free[rank], *arrivals])
                 free[rank] = ends[rank, action] = start + durations[action.kind][rank]
                 events.append(Event(rank, action, start, free[rank]))
@@ -542,7 +542,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
         for kind, times in (("F", forward), ("B", backward))
     }
     ends = {}
-    free = [Fraction(0)] * schedule.n_ranks
+    free = [0] * schedule.n_ranks
     position = [0] * schedule.n_ranks
     events = []
     moved = True
@@ -554,7 +554,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
                 before = must_come_before(schedule, rank, action)
                 if not all(needed in ends for needed in before):
                     break
-                arrivals = [ends[needed] + (transfer if needed[0] != rank else 0) for needed in before]
+                arrivals = [ends[needed] + transfer for needed in before if needed[0] != rank]
                 start = max([free[rank], *arrivals])
                 free[rank] = ends[rank, action] = start + durations[action.kind][rank]
                 events.append(Event(rank, action, start, free[rank]))
@@ -574,7 +574,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
         for kind, times in (("F", forward), ("B", backward))
     }
     ends = {}
-    free = [Fraction(0)] * schedule.n_ranks
+    free = [0] * schedule.n_ranks
     position = [0] * schedule.n_ranks
     events = []
     moved = True
@@ -587,7 +587,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
                 if not all(needed in ends for needed in before):
                     position[rank] += 1
                     continue
-                arrivals = [ends[needed] + (transfer if needed[0] != rank else 0) for needed in before]
+                arrivals = [ends[needed] + transfer for needed in before if needed[0] != rank]
                 start = max([free[rank], *arrivals])
                 free[rank] = ends[rank, action] = start + durations[action.kind][rank]
                 events.append(Event(rank, action, start, free[rank]))

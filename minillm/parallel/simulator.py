@@ -97,7 +97,7 @@ def simulate(
         for kind, times in (("F", forward), ("B", backward))
     }
     ends: dict[tuple[int, Action], Fraction] = {}
-    free = [Fraction(0)] * schedule.n_ranks
+    free: list[Number] = [0] * schedule.n_ranks
     position = [0] * schedule.n_ranks
     events: list[Event] = []
     moved = True
@@ -109,7 +109,7 @@ def simulate(
                 before = must_come_before(schedule, rank, action)
                 if not all(needed in ends for needed in before):
                     break
-                arrivals = [ends[needed] + (transfer if needed[0] != rank else 0) for needed in before]
+                arrivals = [ends[needed] + transfer for needed in before if needed[0] != rank]
                 start = max([free[rank], *arrivals])
                 free[rank] = ends[rank, action] = start + durations[action.kind][rank]
                 events.append(Event(rank, action, start, free[rank]))
