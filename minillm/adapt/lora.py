@@ -68,6 +68,8 @@ class LoraConfig:
             raise ConfigError(f"dropout is {self.dropout}, expected 0 <= dropout < 1")
         if self.initial not in INITIAL:
             raise ConfigError(f"initial is {self.initial!r}, expected one of {INITIAL}")
+        if unknown := set(self.parts) - {part for fused in surgery.FUSED.values() for part in fused}:
+            raise ConfigError(f"unknown parts {sorted(unknown)}; known are query, key and value")
         if not self.targets:
             raise ConfigError("targets is empty: name the layers that get a branch, for example ('qkv',)")
 
