@@ -233,7 +233,7 @@ def script(text):
     return [sys.executable, "-c", textwrap.dedent(text)]
 
 
-def test_when_the_parent_is_killed_no_rank_lives_on():
+def test_when_the_parent_is_killed_no_rank_lives_on(tmp_path):
     program = script(
         """
         import os, time
@@ -248,7 +248,8 @@ def test_when_the_parent_is_killed_no_rank_lives_on():
         launch(wait, 3, show_output=False)
         """
     )
-    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(program, env={**os.environ, "TMPDIR": str(tmp_path)}, **pipes) as parent:
         said = ""
         while said.count(" ") < 3:
             said += parent.stdout.read(1)
