@@ -6,7 +6,6 @@ run that began on one grid goes on on another. All ranks call these functions to
 Dimensions: P ranks along one axis of the grid.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -24,6 +23,7 @@ from minillm.parallel.stages import PipelineStage
 from minillm.train.optimizer_state import (
     join_tensors,
     load_optimizer_state_by_name,
+    merge_rests,
     optimizer_state_by_name,
     split_tensors,
 )
@@ -104,7 +104,7 @@ def gather_optimizer_state(
     rests = mesh.pp.all_objects({**rest, "groups": scaled_groups(rest["groups"], layout, mesh.tp.size)})
     if not everywhere and mesh.world.rank:
         return {"state": {}, "groups": []}
-    return in_model_order(join_tensors(found, merged(rests)), model_names(part.config))
+    return in_model_order(join_tensors(found, merge_rests(rests)), model_names(part.config))
 
 
 def load_full_optimizer_state(optimizer: Optimizer, part: PipelineStage, mesh: Mesh, saved: dict) -> None:
@@ -222,25 +222,6 @@ def scaled_groups(groups: list[dict], layout: Layout, times: int, over: int = 1)
             options["split"] = tuple(count * times // over for count in rows)
         scaled.append({"names": group["names"], "options": options})
     return scaled
-
-
-def merged(rests: list[dict]) -> dict:
-    """Numbers and groups of all ranks in one; groups with equal options become one.
-
-    Example:
-        >>> groups = [{"names": [name], "options": {"lr": 0.1}} for name in "ab"]
-        >>> merged([{"state": {}, "groups": [group]} for group in groups])["groups"]
-        [{'names': ['a', 'b'], 'options': {'lr': 0.1}}]
-    """
-    state: dict[str, dict] = {}
-    groups: dict[str, dict] = {}
-    for rest in rests:
-        state.update(rest["state"])
-        for group in rest["groups"]:
-            key = json.dumps(group["options"], sort_keys=True)
-            home = groups.setdefault(key, {"names": [], "options": group["options"]})
-            home["names"] = [*home["names"], *group["names"]]
-    return {"state": state, "groups": [group for group in groups.values() if group["names"]]}
 
 
 def in_model_order(saved: dict, names: list[str]) -> dict:

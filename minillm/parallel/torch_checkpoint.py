@@ -22,8 +22,8 @@ from minillm.parallel.pieces import Piece
 from minillm.parallel.shard_reader import ShardReader
 from minillm.parallel.sharded_checkpoint import Shard, ShardedCheckpoints
 from minillm.parallel.threads import launch_threads
-from minillm.parallel.training_shards import MODEL, OPTIMIZER, merge_rests
-from minillm.train.optimizer_state import join_tensors, split_tensors
+from minillm.parallel.training_shards import MODEL, OPTIMIZER
+from minillm.train.optimizer_state import join_tensors, merge_rests, split_tensors
 
 
 def write_torch_checkpoint(folder: str | Path, weights: Mapping[str, Tensor], optimizer: Mapping | None = None) -> None:

@@ -4,7 +4,6 @@ Names: "model/<name>" for parameters and buffers, "optimizer/<parameter name>/<k
 names are those of the whole model: a pipeline stage that holds blocks 4 to 7 calls them so.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -22,6 +21,7 @@ from minillm.parallel.sharded_checkpoint import Shard
 from minillm.train.optimizer_state import (
     join_tensors,
     load_optimizer_state_by_name,
+    merge_rests,
     optimizer_state_by_name,
     split_tensors,
 )
@@ -176,7 +176,7 @@ def restore_optimizer(
     Raises:
         CheckpointError: if the checkpoint has no optimizer, or one for other parameters.
     """
-    saved = merge_rests([state["optimizer"] for state in reader.rank_states if "optimizer" in state])
+    saved = join_tensors({}, merge_rests(state["optimizer"] for state in reader.rank_states if "optimizer" in state))
     if not saved["groups"]:
         raise CheckpointError(f"{reader.path} holds weights only, no optimizer")
     mine = dict(model.named_parameters())
@@ -189,25 +189,3 @@ def restore_optimizer(
             state.setdefault(name, {})[key] = reader.read(path, piece if is_cut_alike else None)
     groups = [{**group, "names": [name for name in group["names"] if name in mine]} for group in saved["groups"]]
     load_optimizer_state_by_name(optimizer, model, {"state": state, "groups": groups})
-
-
-def merge_rests(rests: Sequence[dict]) -> dict:
-    """What is not a tensor, of all ranks: groups with equal options become one, whoever holds their parameters.
-
-    Args:
-        rests: {"state": {name: {key: number}}, "groups": [{"names", "options"}]} of each rank.
-
-    Example:
-        >>> stages = [{"state": {}, "groups": [{"names": [name], "options": {"lr": 0.1}}]} for name in "ab"]
-        >>> merge_rests(stages)["groups"]
-        [{'names': ['a', 'b'], 'options': {'lr': 0.1}}]
-    """
-    state: dict[str, dict] = {}
-    groups: dict[str, dict] = {}
-    for rest in rests:
-        state.update(rest["state"])
-        for group in rest["groups"]:
-            key = json.dumps(group["options"], sort_keys=True)
-            merged = groups.setdefault(key, {"names": [], "options": group["options"]})
-            merged["names"] += [name for name in group["names"] if name not in merged["names"]]
-    return join_tensors({}, {"state": state, "groups": list(groups.values())})

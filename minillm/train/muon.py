@@ -186,8 +186,8 @@ def orthogonal_updates(same_kind: dict[tuple, list[tuple[Tensor, Tensor, Tensor 
     """Take from each target its direction, made orthogonal and `length` long, with those of one kind in one batch.
 
     Args:
-        same_kind: (anything ..., ns_steps, ns_dtype, neuron_beta) -> (target, direction, running mean square of its rows
-            or None, length) of matrices of one shape; targets and mean squares are changed in place.
+        same_kind: (anything ..., ns_steps, ns_dtype, neuron_beta) -> (target, direction, running mean square of its
+            rows or None, length) of matrices of one shape; targets and mean squares are changed in place.
     """
     for (*_, ns_steps, ns_dtype, neuron_beta), members in same_kind.items():
         updates = torch.stack([part for _, part, _, _ in members])  # (N, R, C)

@@ -3,6 +3,9 @@
 PyTorch's own state_dict numbers the parameters; the numbers mean nothing to a model that was put together differently.
 """
 
+import json
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -144,3 +147,29 @@ def join_tensors(tensors: dict[str, Tensor], rest: dict) -> dict:
         for group in rest["groups"]
     ]
     return {"state": state, "groups": groups}
+
+
+def merge_rests(rests: Iterable[dict]) -> dict:
+    """What is not a tensor, of several optimizers over parts of one model: groups with equal options become one.
+
+    Args:
+        rests: {"state": {name: {key: number}}, "groups": [{"names", "options"}]} of each part, as `split_tensors` gives
+            it; a name may be in several.
+
+    Returns:
+        the same for the whole, without empty groups.
+
+    Example:
+        >>> stages = [{"state": {}, "groups": [{"names": [name], "options": {"lr": 0.1}}]} for name in "ab"]
+        >>> merge_rests(stages)["groups"]
+        [{'names': ['a', 'b'], 'options': {'lr': 0.1}}]
+    """
+    state: dict[str, dict] = {}
+    groups: dict[str, dict] = {}
+    for rest in rests:
+        state.update(rest["state"])
+        for group in rest["groups"]:
+            key = json.dumps(group["options"], sort_keys=True)
+            merged = groups.setdefault(key, {"names": [], "options": group["options"]})
+            merged["names"] += [name for name in group["names"] if name not in merged["names"]]
+    return {"state": state, "groups": [group for group in groups.values() if group["names"]]}

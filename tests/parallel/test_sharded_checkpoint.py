@@ -40,7 +40,6 @@ from minillm.parallel.sharded_checkpoint import (
 from minillm.parallel.threads import launch_threads
 from minillm.parallel.training_shards import (
     OwnedParameters,
-    merge_rests,
     model_shards,
     optimizer_shards,
     restore_model,
@@ -556,11 +555,3 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="keep_last"):
         launch_threads(lambda comm: ShardedCheckpoints(tmp_path, comm, keep_last=1), 1)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_optimizers_of_ranks_are_merged():
-    rest = {"state": {"a": {"n": 1}}, "groups": [{"names": ["a"], "options": {"lr": 0.1, "betas": [0.9, 0.99]}}]}
-    other = {"state": {"b": {"n": 2}}, "groups": [{"names": ["b"], "options": {"lr": 0.1, "betas": [0.9, 0.99]}}]}
-    merged = merge_rests([rest, other, rest])
-    assert merged["groups"] == [{"names": ["a", "b"], "options": {"lr": 0.1, "betas": (0.9, 0.99)}}]
-    assert merged["state"] == {"a": {"n": 1}, "b": {"n": 2}}

@@ -12,6 +12,7 @@ from minillm.train.optim import SGD, AdamW, Muon
 from minillm.train.optimizer_state import (
     join_tensors,
     load_optimizer_state_by_name,
+    merge_rests,
     optimizer_state_by_name,
     split_tensors,
 )
@@ -95,3 +96,11 @@ def test_a_foreign_parameter_is_named_by_its_shape():
     net = model()
     with pytest.raises(CheckpointError, match=r"shape \(7, 7\)"):
         optimizer_state_by_name(Muon([nn.Parameter(torch.zeros(7, 7))]), net)
+
+
+def test_optimizers_of_ranks_are_merged():
+    rest = {"state": {"a": {"n": 1}}, "groups": [{"names": ["a"], "options": {"lr": 0.1, "betas": [0.9, 0.99]}}]}
+    other = {"state": {"b": {"n": 2}}, "groups": [{"names": ["b"], "options": {"lr": 0.1, "betas": [0.9, 0.99]}}]}
+    merged = merge_rests([rest, other, rest])
+    assert merged["groups"] == [{"names": ["a", "b"], "options": {"lr": 0.1, "betas": [0.9, 0.99]}}]
+    assert merged["state"] == {"a": {"n": 1}, "b": {"n": 2}}
