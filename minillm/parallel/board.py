@@ -24,10 +24,19 @@ class Place:
     operation: str
     group: str
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether its process is alive but halted (SIGSTOP, a debugger), as far as the operating system tells."""
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (OSError, IndexError):  # no such process, or not Linux
+            return False
+        return self.pid > 0 and state in ("T", "t")
+
     def __str__(self) -> str:
         if not self.time:
             return "never seen in a collective"
-        ago = f"{time.time() - self.time:.1f} s ago"
+        ago = f"{time.time() - self.time:.1f} s ago{', now halted by a signal' if self.is_stopped else ''}"
         if not self.group:
             return f"{self.operation} {ago}"
         return f"last seen in {self.operation} of {self.group}, after {self.n_collectives} collectives there, {ago}"

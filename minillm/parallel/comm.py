@@ -375,7 +375,7 @@ class Comm:
         return [
             f"rank {rank} is not there ({place})"
             for rank, place in places.items()
-            if step.peer == ANY or place.group != self.name or place.n_collectives < step.number
+            if step.peer == ANY or place.group != self.name or place.n_collectives < step.number or place.is_stopped
         ]
 
     def check_agreement(self, step: Step) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -363,3 +364,16 @@ def test_a_group_of_torchs_own_can_be_wrapped():
         return tensor.item(), other.ranks
 
     assert launch(run, 2, timeout_seconds=20, show_output=False) == [(2.0, [0, 1])] * 2
+
+
+def test_a_rank_that_is_halted_inside_the_collective_is_named():
+    def work(comm):
+        comm.barrier()
+        if comm.rank == 1:
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGSTOP)).start()  # while it waits for rank 0
+        if comm.rank == 0:
+            time.sleep(0.6)
+        comm.all_reduce(torch.ones(2))
+
+    with pytest.raises(CommError, match=r"rank 1 is not there \(last seen in all_reduce .*now halted by a signal"):
+        launch(work, 3, timeout_seconds=1.5, show_output=False)
