@@ -45,11 +45,11 @@ notebooks: setup
 
 # Peers and oracles from PyPI have pins of their own: they live in a second environment.
 oracle:
-	@$(ENTER) $(PYTHON) .ci/setup.py .venv-oracle-hf dev,oracle-hf --torch-index "$(TORCH_INDEX)"
+	@$(ENTER) $(PYTHON) .ci/setup.py .venv-oracle-hf dev,oracle-hf,oracle-peft,oracle-quant --torch-index "$(TORCH_INDEX)"
 	@$(ENTER) .venv-oracle-hf/bin/python -m pytest -q -m oracle --skips-are-errors
 
 bench:
-	@$(ENTER) $(PYTHON) .ci/setup.py .venv-oracle-hf dev,oracle-hf --torch-index "$(TORCH_INDEX)"
+	@$(ENTER) $(PYTHON) .ci/setup.py .venv-oracle-hf dev,oracle-hf,oracle-peft,oracle-quant --torch-index "$(TORCH_INDEX)"
 	@$(ENTER) .venv-oracle-hf/bin/python benchmarks/all.py
 
 clean:
