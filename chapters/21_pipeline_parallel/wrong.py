@@ -247,7 +247,7 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
     return Timeline(schedule.n_ranks, tuple(events))
 
 
-@wrong("21.4", "waits for the first of several things, not for the last")
+@wrong("21.4", "a backward pass waits for its own forward pass only")
 def simulate(schedule, forward=1, backward=2, transfer=0):
     durations = {
         kind: [Fraction(time) / schedule.n_chunks for time in per_rank(times, schedule.n_ranks)]
@@ -266,8 +266,8 @@ def simulate(schedule, forward=1, backward=2, transfer=0):
                 before = must_come_before(schedule, rank, action)
                 if not all(needed in ends for needed in before):
                     break
-                arrivals = [ends[needed] + transfer for needed in before if needed[0] != rank]
-                start = max(free[rank], min(arrivals, default=Fraction(0)))
+                arrivals = [ends[needed] + transfer for needed in before[:1] if needed[0] != rank]
+                start = max([free[rank], *arrivals])
                 free[rank] = ends[rank, action] = start + durations[action.kind][rank]
                 events.append(Event(rank, action, start, free[rank]))
                 position[rank], moved = position[rank] + 1, True
