@@ -1,0 +1,1 @@
+"""Fewer bits for a finished model: number formats, and layers that are stored in them."""
