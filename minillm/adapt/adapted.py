@@ -10,7 +10,7 @@ A method is a frozen config dataclass with a class variable `method` (its name i
 `inject(model, name, generator) -> Delta`, which puts the method's parts into the model.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from minillm import surgery
 from minillm.adapt.delta import Delta, MethodConfig, Several, TrainedInPlace
 from minillm.adapt.delta_file import SETTINGS, TENSORS, SavedDelta, read_delta, write_delta
 from minillm.adapt.fingerprint import fingerprint, state_of
+from minillm.adapt.heads import head_parameters
 from minillm.errors import CheckpointError, ConfigError
 
 __all__ = ["Adapted", "Delta", "MethodConfig", "TrainedInPlace", "adapt", "load_delta"]
@@ -269,23 +270,6 @@ def inject(model: nn.Module, config: MethodConfig, name: str, generator: torch.G
         delta.remove()
         raise ConfigError(f"{sorted(both)[0]} belongs to a head and is trained by the method already")
     return Several([delta, TrainedInPlace(model, sorted(named))])
-
-
-def head_parameters(model: nn.Module, heads: Sequence[str]) -> set[str]:
-    """Names of all parameters of the modules that are trained and saved whole.
-
-    Raises:
-        ConfigError: if a module is not there, has no parameters, or one that belongs to another module too.
-    """
-    named: set[str] = set()
-    for head in surgery.find(model, heads) if heads else ():
-        named |= {f"{head}.{name}" for name, _ in model.get_submodule(head).named_parameters()}
-    if heads and not named:
-        raise ConfigError(f"the heads {list(heads)} have no parameters that could be trained")
-    for group in surgery.tied(model):
-        if (inside := named & set(group)) and not set(group) <= named:
-            raise ConfigError(f"{sorted(inside)[0]} is tied with {group}: as a head it would change the base too")
-    return named
 
 
 def load_delta(model: nn.Module, folder: str | Path, name: str = "") -> Adapted:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from minillm import surgery
+from minillm.adapt.heads import head_modules
 
 
 def fingerprint(model: nn.Module, heads: Sequence[str] = (), base: Mapping[str, Tensor] | None = None) -> str:
@@ -29,9 +29,7 @@ def fingerprint(model: nn.Module, heads: Sequence[str] = (), base: Mapping[str, 
         (True, False)
     """
     base = state_of(model) if base is None else base
-    left_out = {id(model.get_submodule(head).get_parameter(name))
-                for head in (surgery.find(model, heads) if heads else ())
-                for name, _ in model.get_submodule(head).named_parameters()}  # fmt: skip
+    left_out = {id(parameter) for head in head_modules(model, heads).values() for parameter in head.parameters()}
     digest = hashlib.sha256()
     for name, tensor in sorted(base.items()):
         if id(tensor) not in left_out:
