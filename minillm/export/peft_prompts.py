@@ -1,0 +1,154 @@
+"""Prefixes and prompts in the layout of the `peft` package, for the exported model, and back.
+
+    DIR/adapter_config.json         which method, how many virtual tokens
+        adapter_model.safetensors   prompt_embeddings (P, N): rows of keys and values, or words' vectors
+
+Networks that made the rows are not kept, by either package.
+
+Dimensions: P rows, N width of a row.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from minillm.adapt.adapted import Adapted, adapt
+from minillm.adapt.in_front import Host, host_of
+from minillm.adapt.prefix import PrefixConfig
+from minillm.adapt.prompt import PromptConfig, PTuningConfig
+from minillm.errors import CheckpointError, ConfigError
+from minillm.export.folder import new_folder, read_json_object, write_json
+from minillm.export.hugging_face import family_of
+from minillm.models.bert import BertConfig
+from minillm.models.gpt import GPTConfig
+from minillm.models.t5 import T5Config
+from minillm.train.checkpoint import write_file
+from minillm.train.tensor_file import read_tensor_file, tensor_file_chunks
+
+CONFIG, WEIGHTS, ROWS = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"
+KINDS = {"PREFIX_TUNING": PrefixConfig, "PROMPT_TUNING": PromptConfig, "P_TUNING": PTuningConfig}
+TASKS = {GPTConfig: "CAUSAL_LM", BertConfig: "FEATURE_EXTRACTION", T5Config: "SEQ_2_SEQ_LM"}
+
+
+def save_peft_prompt(adapted: Adapted, folder: str | Path, base: str = "") -> Path:
+    """Write a prefix or prompt so that `PeftModel.from_pretrained(exported model, folder)` gives the same logits.
+
+    Theirs answer for the words of a prompt too: their logits have P positions more at the front.
+
+    Args:
+        adapted: a model of a family that transformers has, with such an adapter in use and no heads beside it.
+        folder: a new or empty folder; it appears complete or not at all.
+        base: where `peft` finds the exported model; noted in the config.
+
+    Returns:
+        the folder.
+
+    Raises:
+        CheckpointError: if transformers has no such model, the method is another, or their layout cannot say it.
+    """
+    config, host = adapted.config, host_of(adapted.model)
+    kind = next((kind for kind, ours in KINDS.items() if isinstance(config, ours)), None)
+    if kind is None or config.heads:
+        raise CheckpointError(f"{config.method} with heads {config.heads} is no prefix or prompt alone")
+    check_prefix(host, kind)
+    with adapted.disable():
+        family_of(host.config)                                     # raises if transformers has no such model
+    (rows,) = adapted.delta.tensors().values()                     # (P, N)
+    if isinstance(host.config, T5Config):
+        rows = torch.cat((rows, torch.zeros_like(rows)))           # theirs has P more, which nothing reads
+    settings = settings_for(config, kind, host, base)
+    with new_folder(folder) as new:
+        write_json(new / CONFIG, settings)
+        write_file(new / WEIGHTS, tensor_file_chunks({ROWS: rows.contiguous()}, {"format": "pt"}))
+    return Path(folder)
+
+
+def check_prefix(host: Host, kind: str) -> None:
+    """Refuse a T5's prefix.
+
+    Raises:
+        CheckpointError: theirs is in the decoder alone, and cuts its rows so that layers share some of them.
+    """
+    if kind == "PREFIX_TUNING" and isinstance(host.config, T5Config):
+        raise CheckpointError("peft's prefix for a T5 is another one: in the decoder alone, whose layers share rows")
+
+
+def settings_for(config: Any, kind: str, host: Host, base: str) -> dict[str, Any]:
+    """The content of adapter_config.json."""
+    settings = {
+        "peft_type": kind,
+        "task_type": TASKS[type(host.config)],
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "num_virtual_tokens": config.n_virtual,
+    }
+    if kind == "PREFIX_TUNING":
+        settings["prefix_projection"] = config.reparametrised
+        settings["encoder_hidden_size"] = config.d_hidden
+    if kind == "P_TUNING":
+        settings["encoder_reparameterization_type"] = config.encoder.upper()
+        settings["encoder_hidden_size"] = config.d_hidden
+        settings["encoder_num_layers"] = config.n_layers
+        settings["encoder_dropout"] = config.dropout
+    return settings
+
+
+def load_peft_prompt(model: nn.Module, folder: str | Path, name: str = "default") -> Adapted:
+    """Put a prefix or prompt that `peft` has trained on our model of the same base.
+
+    Nothing in their files says which base it was: whether it is this one, only the caller knows.
+
+    Args:
+        model: of a family that transformers has, not adapted yet.
+        folder: holds adapter_config.json and adapter_model.safetensors.
+        name: of the adapter.
+
+    Returns:
+        the handle.
+
+    Raises:
+        CheckpointError: if the folder holds something else, or what does not fit the model; it is as it was then.
+    """
+    folder = Path(folder)
+    theirs, tensors = read_json_object(folder / CONFIG), read_tensor_file(folder / WEIGHTS)
+    config, host = our_config(theirs, folder), host_of(model)
+    check_prefix(host, theirs["peft_type"])
+    if set(tensors) != {ROWS}:
+        raise CheckpointError(f"{folder / WEIGHTS} holds {sorted(tensors)}, expected {ROWS} alone")
+    try:
+        adapted = adapt(model, config, name, torch.Generator().manual_seed(0))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder} does not fit this {type(model).__name__}: {error}") from error
+    ((key, table),) = adapted.delta.tensors().items()
+    rows = tensors[ROWS]
+    if isinstance(host.config, T5Config):
+        rows = rows[: config.n_virtual]
+    if rows.shape != table.shape:
+        adapted.remove()
+        raise CheckpointError(f"{folder / WEIGHTS} has rows {tuple(rows.shape)}, this model takes {tuple(table.shape)}")
+    adapted.delta.load({key: rows})
+    return adapted
+
+
+def our_config(theirs: Mapping[str, Any], folder: Path) -> PrefixConfig | PromptConfig | PTuningConfig:
+    """The config that their settings mean.
+
+    Raises:
+        CheckpointError: if the method is another, or a setting is out of range.
+    """
+    kind, n_virtual = theirs.get("peft_type"), theirs.get("num_virtual_tokens")
+    if kind not in KINDS:
+        raise CheckpointError(f"{folder / CONFIG} has peft_type {kind!r}, expected one of {', '.join(KINDS)}")
+    d_hidden = {"d_hidden": theirs["encoder_hidden_size"]} if theirs.get("encoder_hidden_size") else {}
+    try:
+        if kind == "PROMPT_TUNING":
+            return PromptConfig(n_virtual=n_virtual)
+        if kind == "PREFIX_TUNING":
+            return PrefixConfig(n_virtual=n_virtual, reparametrised=bool(theirs.get("prefix_projection")), **d_hidden)
+        encoder = str(theirs.get("encoder_reparameterization_type", "MLP")).lower()
+        return PTuningConfig(n_virtual=n_virtual, encoder=encoder, **d_hidden)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
