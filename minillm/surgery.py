@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from minillm.errors import ConfigError, ShapeError
 
 LINEAR_CLASSES = ("Linear", "Conv1D")  # torch's, ours, and transformers' GPT-2 layer whose weight is (in, out)
+PACKED = "PackedLinear"  # what linear layers in few bits inherit from; their `weight` is made anew at every access
 FUSED = {"qkv": ("query", "key", "value"), "c_attn": ("query", "key", "value"), "key_value": ("key", "value")}
 SHOWN = 12  # names in an error message
 Make = Callable[[str, nn.Module], nn.Module]
@@ -86,9 +87,16 @@ def endings(names: Sequence[str]) -> str:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether it is a linear layer: torch's, this library's, or `transformers`' Conv1D."""
+    """Whether it is a linear layer: torch's, this library's, a packed one, or `transformers`' Conv1D."""
+    if is_packed(module):
+        return True
     has_matrix = isinstance(getattr(module, "weight", None), Tensor) and module.weight.dim() == 2
     return has_matrix and any(kind.__name__ in LINEAR_CLASSES for kind in type(module).__mro__)
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Whether it is a linear layer stored in few bits: no weight of it can be trained or written to."""
+    return any(kind.__name__ == PACKED for kind in type(module).__mro__)
 
 
 def is_embedding(module: nn.Module) -> bool:
@@ -103,6 +111,8 @@ def is_transposed(module: nn.Module) -> bool:
 
 def matrix_of(layer: nn.Module) -> Tensor:
     """A linear layer's weight as (out, in), however it is stored; a view, so that writing into it writes the weight.
+
+    Of a packed layer it is no view but made anew: writing into it changes nothing.
 
     Raises:
         ConfigError: if the module is no linear layer.
