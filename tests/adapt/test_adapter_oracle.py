@@ -1,72 +1,60 @@
-"""Our adapters beside those of the `adapters` package, on models that were exported to `transformers`.
+"""Our adapters beside those of the `adapters` package: against its logits in a file, and itself where it is installed.
 
-The package fits an older `transformers` than this library's other oracles, so it has an environment of its own:
-pip install adapters (which takes transformers 4.57).
+See helpers/freeze_adapters.py for how to install it: its pins do not go with those of the other oracles.
 """
+
+import json
 
 import pytest
 import torch
-from helpers.adapt_models import ids_of, small_bert, small_gpt, small_t5
+from helpers.freeze_adapters import FILE, MODELS, PLACEMENTS, both, logits_of, ours, their_logits
 from helpers.parity import assert_near
 
-from minillm.adapt.adapted import adapt
-from minillm.adapt.adapter import AdapterConfig
-from minillm.export.hugging_face import save_hugging_face
+from minillm.adapt.adapter import ACTIVATIONS
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # theirs are not our concern
-LLAMA = {"position": "rotary", "n_kv_heads": 2, "norm": "rms", "feed_forward": "swiglu", "tie_embeddings": False}
-# make, their class, how near: theirs computes RMSNorm's scale and rotary angles in float32
-MODELS = {
-    "gpt2": (lambda: small_gpt(bias=True), "AutoModelForCausalLM", 1e-10),
-    "llama": (lambda: small_gpt(**LLAMA), "AutoModelForCausalLM", 1e-6),
-    "bert": (small_bert, "AutoModelForPreTraining", 1e-10),
-    "t5": (small_t5, "AutoModelForSeq2SeqLM", 1e-6),
-}
-IDS = ids_of((3, 9), 5)
+CASES = [(kind, placement) for kind in MODELS for placement in PLACEMENTS]
 
 
-def our_logits(model):
-    return model(IDS, IDS[:, :5]) if hasattr(model, "decoder") else model(IDS)
+def frozen(kind, placement):
+    case = json.loads(FILE.read_text(encoding="utf-8"))[f"{kind} {placement}"]
+    return case["parameters"], torch.tensor(case["logits"], dtype=torch.float64)
 
 
-def their_logits(peer):
-    if peer.config.is_encoder_decoder:
-        return peer(input_ids=IDS, decoder_input_ids=IDS[:, :5]).logits
-    out = peer(input_ids=IDS)
-    return out.prediction_logits if "prediction_logits" in out else out.logits
-
-
+@pytest.mark.parametrize("kind, placement", CASES)
 @torch.no_grad()
-def with_adapters(kind, placement, folder):
-    """Our model and theirs with the same adapters, and how near they should be; and the logits of the base."""
-    adapters, transformers = pytest.importorskip("adapters"), pytest.importorskip("transformers")
-    make, auto, near = MODELS[kind]
-    model = make().eval()
-    base = our_logits(model)
-    peer = getattr(transformers, auto).from_pretrained(save_hugging_face(model, folder), dtype=torch.float64)
-    adapters.init(peer)
-    config = {"houlsby": adapters.DoubleSeqBnConfig, "pfeiffer": adapters.SeqBnConfig}[placement]
-    cross = kind == "t5" and placement == "houlsby"                # ours stand behind the attention to the source too
-    settings = {"reduction_factor": model.config.d_model / 4, "non_linearity": "relu", "cross_adapter": cross}
-    peer.add_adapter("a", config=config(**settings))
-    peer.train_adapter("a")
-    adapted = adapt(model, AdapterConfig(bottleneck=4, placement=placement, activation="relu"))
-    theirs = [parameter for name, parameter in peer.named_parameters() if ".adapters.a." in name]
-    for ours, parameter in zip(adapted.trainable_parameters().values(), theirs, strict=True):
-        ours.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(ours.numel()))
-        parameter.data = ours.detach().clone()                     # both go through layers and parts in the same order
-    return adapted, peer.double().eval(), theirs, near, base
+def test_logits_and_count_are_those_that_the_package_gave(kind, placement):
+    count, logits = frozen(kind, placement)
+    adapted, base = ours(kind, placement)
+    assert adapted.count().trainable == count
+    assert_near(logits_of(adapted.model)[:, -1], logits, MODELS[kind][2])
+    assert (base[:, -1] - logits).abs().max() > 0.05 * logits.abs().max()  # the adapters do something
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("placement", ["houlsby", "pfeiffer"])
-def test_same_logits_gradients_and_count(kind, placement, tmp_path):
-    adapted, peer, theirs, near, base = with_adapters(kind, placement, tmp_path / "hf")
-    ours, expected = our_logits(adapted.model), their_logits(peer)
-    assert_near(ours, expected, near, "logits")
-    assert (ours - base).abs().max() > 0.05 * base.abs().max()     # the adapters do something
-    for logits in (ours, expected):
+@pytest.mark.parametrize("kind, placement", CASES)
+@torch.no_grad()
+def test_the_frozen_logits_notice(kind, placement, monkeypatch):
+    """Another activation, or a missing bias, gives other logits by far."""
+    _, logits = frozen(kind, placement)
+    adapted, _ = ours(kind, placement)
+    monkeypatch.setitem(ACTIVATIONS, "relu", ACTIVATIONS["gelu"])
+    differences = [(logits_of(adapted.model)[:, -1] - logits).abs().max()]
+    monkeypatch.undo()
+    for name, parameter in adapted.trainable_parameters().items():
+        if name.endswith("down.bias"):
+            parameter.zero_()
+    differences.append((logits_of(adapted.model)[:, -1] - logits).abs().max())
+    assert min(differences) > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore")  # theirs are not our concern
+@pytest.mark.parametrize("kind, placement", CASES)
+def test_logits_gradients_and_count_beside_the_package(kind, placement):
+    pytest.importorskip("adapters")
+    near = MODELS[kind][2]
+    adapted, _, peer, parameters = both(kind, placement)
+    results = logits_of(adapted.model), their_logits(peer)
+    assert_near(*results, near, "logits")
+    for logits in results:
         logits.square().mean().backward()
-    for (name, parameter), other in zip(adapted.trainable_parameters().items(), theirs, strict=True):
-        assert_near(parameter.grad, other.grad, 10 * near, name)
-    assert adapted.count().trainable == sum(parameter.numel() for parameter in theirs)
+    for (name, own), parameter in zip(adapted.trainable_parameters().items(), parameters, strict=True):
+        assert_near(own.grad, parameter.grad, 10 * near, name)
