@@ -308,7 +308,7 @@ def loss_of(output):
 
 
 def foreign_steps(model, forwards, synchronize, n_steps=3):
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01, eps=1e-4)
     for _ in range(n_steps):
         for forward in forwards:
             loss_of(forward()).backward()
