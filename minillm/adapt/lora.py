@@ -4,6 +4,7 @@ Dimensions: R rank, I width of a layer's input, O width of its output, V rows of
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -154,14 +155,14 @@ class LoraLayer(nn.Module):
         branches: adapter's name -> part's name -> `Branch`.
         configs: adapter's name -> its config.
         active: name of the adapter that counts, or "" for none.
-        unmerged: the base's own weight while the change is merged into it, else None.
+        unmerged: while the change is merged, the base's own weight, or all of a packed base; else empty.
     """
 
     def __init__(self, base: nn.Module):
         super().__init__()
         self.base, self.branches, self.active = base, nn.ModuleDict(), ""
         self.configs: dict[str, LoraConfig] = {}
-        self.unmerged: list[nn.Parameter] = []
+        self.unmerged: list[nn.Parameter | nn.Module] = []
 
     def add(self, name: str, config: LoraConfig, branches: dict[str, Branch]) -> None:
         """Take the branches of one adapter, and use them."""
@@ -203,37 +204,57 @@ class LoraLayer(nn.Module):
     @torch.no_grad()
     def merge(self) -> None:
         """Give the base a new weight with the change in it. The old one is kept, so the way back is exact; and where
-        another layer has the same weight (a tied head), that layer keeps the old one meanwhile."""
+        another layer has the same weight (a tied head), that layer keeps the old one meanwhile. A packed base cannot
+        take the change in its few bits: an ordinary layer with all its bytes stands in for it meanwhile."""
         changed = self.changed_weight()
+        if surgery.is_packed(self.base):
+            self.unmerged.append(self.base)
+            self.base = self.base.unpacked(changed)
+            return
         self.unmerged.append(self.base.weight)
         self.base.weight = nn.Parameter(changed, requires_grad=False)
 
     def unmerge(self) -> None:
-        """Give the base its own weight again."""
-        self.base.weight = self.unmerged.pop()
+        """Give the base its own weight again, or its place to the packed one."""
+        kept = self.unmerged.pop()
+        if isinstance(kept, nn.Module):
+            self.base = kept
+        else:
+            self.base.weight = kept
 
 
 class LoraLinear(LoraLayer):
     """A linear layer with branches: base(x) + scale * B (A dropout(x)), each branch into its own rows."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., I) to (..., O)."""
+        """Map (..., I) to (..., O); all branches by two products, the second of which adds to what the base gave."""
         out = self.base(x)                                         # (..., O)
-        for branch in self.in_use:
-            out = self.with_branch(out, x, branch)                 # (..., O)
-        return out
+        if not self.in_use:
+            return out
+        a, b = self.matrices()
+        x = F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
+        narrow = F.linear(x, a.to(x.dtype)) * (self.config.scale * self.stretch)  # (..., R)
+        rows = out.reshape(-1, out.shape[-1])                      # (N, O)
+        added = torch.addmm(rows, narrow.reshape(-1, a.shape[0]).to(out.dtype), b.T.to(out.dtype))  # (N, O)
+        return added.view(out.shape)
 
-    def with_branch(self, out: Tensor, x: Tensor, branch: Branch) -> Tensor:
-        """What the base gave (..., O) with one branch added."""
-        config = self.config
-        x = F.dropout(x, config.dropout, self.training) if config.dropout else x
-        narrow = F.linear(x, branch.A.to(x.dtype))                 # (..., R)
-        added = F.linear(narrow * (config.scale * self.stretch), branch.B.to(x.dtype))
-        if added.shape == out.shape:
-            return out + added
-        out = out.clone()
-        out[..., branch.rows] += added
-        return out
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """One A and one B that do what all branches do.
+
+        Returns:
+            The branches' A below each other (R, I), and beside each other their B (O, R), with zeros in the rows that a
+            branch does not change; R is the sum of their ranks.
+        """
+        branches, n_rows = self.in_use, self.n_rows
+        if len(branches) == 1 and len(branches[0].B) == n_rows:
+            return branches[0].A, branches[0].B
+        wide = [F.pad(branch.B, (0, 0, branch.rows.start, n_rows - branch.rows.stop)) for branch in branches]
+        return torch.cat([branch.A for branch in branches]), torch.cat(wide, dim=1)
+
+    @property
+    def n_rows(self) -> int:
+        """O."""
+        return surgery.matrix_of(self.base).shape[0]
 
     @property
     def stretch(self) -> float:
@@ -241,17 +262,8 @@ class LoraLinear(LoraLayer):
         return getattr(self.base, "stretch", 1.0)
 
     def change(self) -> Tensor:
-        change = torch.zeros(surgery.matrix_of(self.base).shape, dtype=self.dtype, device=self.base.weight.device)
-        for branch in self.in_use:
-            rows = torch.zeros_like(change)
-            rows[branch.rows] = low_rank(branch.A, branch.B, self.config.scale)
-            change = change + rows
+        change = low_rank(*self.matrices(), self.config.scale)     # (O, I)
         return change.T if surgery.is_transposed(self.base) else change
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Number format of the branches."""
-        return next(self.branches.parameters()).dtype
 
 
 class LoraEmbedding(LoraLayer):
@@ -305,6 +317,13 @@ class LoraDelta(Delta):
             layer.active = self.name if on else ""
 
     def merge(self) -> None:
+        """Into the base's weights; warns if some are packed, because their layers are no longer small then."""
+        if packed := [place for place, layer in self.layers.items() if surgery.is_packed(layer.base)]:
+            warnings.warn(
+                f"merging makes the full matrices of {len(packed)} packed layers anew ({packed[0]} ...), with all "
+                "their bytes; packing the result again rounds the change as well: measure before you do",
+                stacklevel=3,
+            )
         for layer in self.layers.values():
             layer.merge()
 
