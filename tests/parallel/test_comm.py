@@ -366,7 +366,9 @@ def test_a_group_of_torchs_own_can_be_wrapped():
     assert launch(run, 2, timeout_seconds=20, show_output=False) == [(2.0, [0, 1])] * 2
 
 
-def test_a_rank_that_is_halted_inside_the_collective_is_named():
+def test_a_rank_that_is_halted_inside_the_collective_is_named(monkeypatch):
+    monkeypatch.setattr("minillm.parallel.launch.GRACE_SECONDS", 0.5)
+
     def work(comm):
         comm.barrier()
         if comm.rank == 1:
@@ -376,4 +378,4 @@ def test_a_rank_that_is_halted_inside_the_collective_is_named():
         comm.all_reduce(torch.ones(2))
 
     with pytest.raises(CommError, match=r"rank 1 is not there \(last seen in all_reduce .*now halted by a signal"):
-        launch(work, 3, timeout_seconds=1.5, show_output=False)
+        launch(work, 3, timeout_seconds=1.2, show_output=False)

@@ -74,7 +74,11 @@ def grid_run(comm, kind, size, folder, first, last):
     return seen
 
 
-@pytest.mark.parametrize(("kind", "second"), [("tied", MeshSize(tp=2)), ("modern", MeshSize(dp=2, pp=2))], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "second"),
+    [pytest.param("tied", MeshSize(tp=2), marks=pytest.mark.slow), ("modern", MeshSize(dp=2, pp=2))],
+    ids=str,
+)
 def test_a_grid_goes_on_as_another_and_as_one_process(tmp_path, kind, second):
     model = whole(kind)
     optimizer = optimizer_of(model)
