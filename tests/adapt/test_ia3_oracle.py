@@ -14,9 +14,9 @@ LLAMA = {"position": "rotary", "n_kv_heads": 2, "norm": "rms", "feed_forward": "
 # make, their class, how near (theirs computes RMSNorm's scale and rotary angles in float32), their modules by ours
 MODELS = {
     "gpt2": (lambda: small_gpt(bias=True), "AutoModelForCausalLM", 1e-10),
-    "llama": (lambda: small_gpt(**LLAMA), "AutoModelForCausalLM", 1e-6),
+    "llama": (lambda: small_gpt(**LLAMA), "AutoModelForCausalLM", 2e-6),
     "bert": (small_bert, "AutoModelForPreTraining", 1e-10),
-    "t5": (small_t5, "AutoModelForSeq2SeqLM", 1e-6),
+    "t5": (small_t5, "AutoModelForSeq2SeqLM", 3e-6),
 }
 LAYERS = {"gpt2": "transformer.h.{}.", "llama": "model.layers.{}.", "bert": "bert.encoder.layer.{}."}
 NAMES = {

@@ -23,9 +23,9 @@ LLAMA = {"position": "rotary", "n_kv_heads": 2, "norm": "rms", "feed_forward": "
 # make, their class, how near: theirs computes RMSNorm's scale and rotary angles in float32
 MODELS = {
     "gpt2": (lambda: GPT(GPTConfig(**SIZES, bias=True)), "AutoModelForCausalLM", 1e-10),
-    "llama": (lambda: GPT(GPTConfig(**SIZES, **LLAMA)), "AutoModelForCausalLM", 1e-6),
+    "llama": (lambda: GPT(GPTConfig(**SIZES, **LLAMA)), "AutoModelForCausalLM", 2e-6),
     "bert": (lambda: Bert(bert_config(**SIZES)), "AutoModelForPreTraining", 1e-10),
-    "t5": (lambda: T5(t5_config(**SIZES)), "AutoModelForSeq2SeqLM", 1e-6),
+    "t5": (lambda: T5(t5_config(**SIZES)), "AutoModelForSeq2SeqLM", 3e-6),
 }
 IDS = torch.arange(27).view(3, 9) * 7 % 23
 
