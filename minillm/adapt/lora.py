@@ -226,6 +226,10 @@ class LoraLayer(nn.Module):
 class LoraLinear(LoraLayer):
     """A linear layer with branches: base(x) + scale * B (A dropout(x)), each branch into its own rows."""
 
+    def __init__(self, base: nn.Module):
+        super().__init__(base)
+        self.n_rows = surgery.matrix_of(base).shape[0]             # O
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., I) to (..., O); all branches by two products, the second of which adds to what the base gave."""
         out = self.base(x)                                         # (..., O)
@@ -250,11 +254,6 @@ class LoraLinear(LoraLayer):
             return branches[0].A, branches[0].B
         wide = [F.pad(branch.B, (0, 0, branch.rows.start, n_rows - branch.rows.stop)) for branch in branches]
         return torch.cat([branch.A for branch in branches]), torch.cat(wide, dim=1)
-
-    @property
-    def n_rows(self) -> int:
-        """O."""
-        return surgery.matrix_of(self.base).shape[0]
 
     @property
     def stretch(self) -> float:
