@@ -39,7 +39,8 @@ class PrefixConfig:
         d_hidden: width of its hidden layer.
         places: which attention gets a prefix, as far as the model has it: of the "encoder" to itself, of the "decoder"
             to itself, of the decoder to the "source".
-        std: standard deviation of the rows at the start, or of what the network makes them from.
+        std: standard deviation of the rows at the start, or of what the network makes them from; a bare table wants a
+            learning rate some ten times that of a network.
         initial_ids: token ids whose keys and values the rows start as, cut or repeated to P: the model then computes
             what it would after these tokens. For a GPT, without a network. Empty for random rows.
         heads: modules that are trained and saved beside the prefix.
@@ -61,7 +62,7 @@ class PrefixConfig:
     reparametrised: bool = False
     d_hidden: int = 512
     places: tuple[str, ...] = PLACES
-    std: float = 0.02
+    std: float = 1.0
     initial_ids: tuple[int, ...] = ()
     heads: tuple[str, ...] = ()
 
