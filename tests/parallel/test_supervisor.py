@@ -126,9 +126,9 @@ def test_hung_rank_is_lost_within_its_timeout(tmp_path, uninterrupted, monkeypat
             time.sleep(60)
 
     start = time.monotonic()
-    found = supervise(train, 4, tmp_path, hang, timeout_seconds=1.0, show_output=False)
-    assert time.monotonic() - start < 10
-    assert "rank 1" in found.attempts[0].cause and "1 s" in found.attempts[0].cause
+    found = supervise(train, 4, tmp_path, hang, timeout_seconds=2.0, show_output=False)
+    assert time.monotonic() - start < 40
+    assert "rank 1" in found.attempts[0].cause and "2 s" in found.attempts[0].cause
     assert all(torch.equal(found.results[0][name], uninterrupted[name]) for name in uninterrupted)
 
 
