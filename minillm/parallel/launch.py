@@ -6,6 +6,7 @@ here; a rank that dies or hangs takes the others with it; and if this process di
 """
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -130,6 +131,8 @@ def begin(
 ) -> None:
     """Start all processes, adding each to `ranks` at once, so that whoever fails can stop those that run."""
     context = multiprocessing.get_context(start_method)
+    if start_method == "fork":
+        importlib.import_module("torch._dynamo")  # torch's optimizers do at their first use: seconds, in every rank
     sys.stdout.flush()
     sys.stderr.flush()
     for rank in range(start.world_size):
