@@ -12,7 +12,8 @@ from torch.func import functional_call
 
 from minillm import surgery
 from minillm.adapt.adapted import adapt, load_delta
-from minillm.adapt.intrinsic import Fastfood, IntrinsicConfig, layer_of, smallest_dimension, walsh_hadamard
+from minillm.adapt.fastfood import Fastfood, fast_walsh_hadamard, walsh_hadamard
+from minillm.adapt.intrinsic import IntrinsicConfig, layer_of, smallest_dimension
 from minillm.errors import ConfigError, ShapeError
 
 IDS = ids_of((3, 9))
@@ -39,10 +40,12 @@ def explicit(projection):
     return product[: projection.n_out, : projection.n_in]
 
 
-@pytest.mark.parametrize("size", [1, 2, 8, 64])
-def test_the_fast_transform_is_the_hadamard_matrix(size):
+@pytest.mark.parametrize("size", [1, 2, 8, 16, 32, 256, 1024])
+def test_both_transforms_are_the_hadamard_matrix(size):
     x = torch.randn(3, size, generator=seeded(), dtype=torch.float64)
-    torch.testing.assert_close(walsh_hadamard(x), x @ torch.from_numpy(hadamard(size)).double())
+    expected = x @ torch.from_numpy(hadamard(size)).double()
+    torch.testing.assert_close(walsh_hadamard(x), expected)
+    torch.testing.assert_close(fast_walsh_hadamard(x), expected)
     torch.testing.assert_close(walsh_hadamard(walsh_hadamard(x)), size * x)
 
 
@@ -50,6 +53,8 @@ def test_the_fast_transform_is_the_hadamard_matrix(size):
 def test_other_sizes_are_refused(size):
     with pytest.raises(ShapeError, match=f"dimension is {size}, expected a power of two"):
         walsh_hadamard(torch.ones(2, size))
+    with pytest.raises(ShapeError, match="power of two"):
+        fast_walsh_hadamard(torch.ones(2, size))
 
 
 @pytest.mark.parametrize(("n_out", "n_in"), [(1, 1), (7, 3), (64, 64), (100, 5), (33, 17)])
