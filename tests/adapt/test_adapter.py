@@ -81,6 +81,22 @@ def test_houlsby_count_of_the_paper():
     assert with_norms.count().trainable == expected + 4 * d * n_layers
 
 
+def test_the_norm_of_the_attention_to_the_source_is_trained_too():
+    model = small_t5()
+    adapted = adapt(model, AdapterConfig(bottleneck=3, train_norms=True))
+    norms = {name for name in adapted.trainable_parameters() if ".adapter." not in name}
+    kinds = {"encoder": ("attention", "feed_forward"), "decoder": ("attention", "source", "feed_forward")}
+    assert norms == {f"{stack}.{layer}.{kind}_norm.weight"
+                     for stack, parts in kinds.items() for layer in range(2) for kind in parts}  # fmt: skip
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_adapters_are_in_the_mode_of_the_model(training):
+    model = small_gpt(bias=True).train(training)
+    adapt(model, AdapterConfig())
+    assert all(module.training == training for module in model.modules())
+
+
 @pytest.mark.parametrize("placement", ["houlsby", "pfeiffer"])
 @pytest.mark.parametrize("train_norms", [False, True])
 @torch.no_grad()

@@ -128,6 +128,12 @@ def test_chosen_modules_and_a_head(tmp_path):
         load_delta(classifier(1), tmp_path)
 
 
+def test_biases_of_a_head_belong_to_the_head():
+    adapted = adapt(small_gpt(bias=True), BitFitConfig(heads=("blocks.1.feed_forward",)))
+    assert adapted.count().trainable == 2 * BLOCK + C + 2 * C * F_
+    adapted.remove()
+
+
 def test_biases_alone_reach_what_they_can():
     """Regression on constants: the optimum of the last bias is the mean, which no other number has to know."""
     layer = nn.Sequential(nn.Linear(3, 2)).double()

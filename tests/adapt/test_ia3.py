@@ -241,6 +241,13 @@ def test_saved_and_loaded(heads, tmp_path):
         load_delta(classifier(1), tmp_path)
 
 
+def test_a_head_is_trained_whole_and_gets_no_vectors():
+    adapted = adapt(small_gpt(bias=True), IA3Config(heads=("blocks.1.feed_forward",)))
+    trained = adapted.trainable_parameters()
+    assert "blocks.1.feed_forward.down.weight" in trained and "blocks.0.feed_forward.down.ia3.input" in trained
+    assert not any(name.startswith("blocks.1.feed_forward") and ".ia3." in name for name in trained)
+
+
 class Conv1D(nn.Module):
     """As in transformers: the weight is (in, out)."""
 
