@@ -190,13 +190,13 @@ class PromptEncoder(Table):
 
     def made(self) -> Tensor:
         """The words' vectors, (P, C)."""
-        x = self.start                                             # (P, N)
+        x = self.start
         for layer, (forwards, backwards) in enumerate(self.readers):
-            x = dropout(x, self.dropout, self.training and layer > 0)  # (P, N)
+            x = dropout(x, self.dropout, self.training and layer > 0)
             ahead, back = forwards(x[None])[0][0], backwards(x.flip(0)[None])[0][0].flip(0)
-            x = torch.cat((ahead, back), dim=1)                    # (P, N)
+            x = torch.cat((ahead, back), dim=1)
         for number, linear in enumerate(self.maps):
-            x = linear(x if number == 0 else torch.relu(x))        # (P, N)
+            x = linear(x if number == 0 else torch.relu(x))
         return x
 
 
