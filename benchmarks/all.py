@@ -13,9 +13,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NAMES = (
     "bpe", "train_step", "generation", "recipe", "dedup", "ngram", "hmm", "word2vec", "lstm", "attention", "models",
-    "parallel",
+    "parallel", "adapt",
 )  # fmt: skip
-EXTRAS = {"ngram": ("kenlm", "oracle-lm")}  # a benchmark, the package it needs besides, and the extra that has it
+EXTRAS = {  # a benchmark, the package it needs besides, and the extra that has it
+    "ngram": ("kenlm", "oracle-lm"),
+    "adapt": ("peft", "oracle-peft"),
+}
 
 
 def claims_of(name: str, words: list[str]) -> list[dict]:
