@@ -193,8 +193,9 @@ def test_several_adapters_share_one_packed_base():
 
 def test_the_branch_takes_up_some_of_the_rounding_error():
     """With the rounded base fixed, branches fitted to the full-precision layer reach the best rank-R correction."""
-    x = torch.randn(400, 24, generator=seeded(1), dtype=torch.float64)
-    full = nn.Linear(24, 16, bias=False).double()
+    x = torch.randn(60, 12, generator=seeded(1), dtype=torch.float64)
+    full = nn.Linear(12, 8, bias=False).double()
+    full.weight.data.normal_(generator=seeded(4))
     model = nn.Sequential(copy.deepcopy(full))
     pack_model(model)
     with torch.no_grad():
@@ -202,10 +203,10 @@ def test_the_branch_takes_up_some_of_the_rounding_error():
     values, vectors = torch.linalg.eigh(x.T @ x)
     root = vectors @ values.sqrt().diag() @ vectors.T
     error = (full.weight.detach() - model[0].weight) @ root
-    optimum = float(torch.linalg.svdvals(error)[4:].square().sum())
-    adapted = adapt(model, LoraConfig(rank=4, targets="0"), generator=seeded())
+    optimum = float(torch.linalg.svdvals(error)[2:].square().sum())
+    adapted = adapt(model, LoraConfig(rank=2, alpha=4, targets="0"), generator=seeded())
     optimizer = torch.optim.LBFGS(
-        adapted.trainable_parameters().values(), max_iter=400, tolerance_change=0, tolerance_grad=1e-9,
+        adapted.trainable_parameters().values(), max_iter=1000, tolerance_change=0, tolerance_grad=1e-9,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 
