@@ -111,7 +111,7 @@ def train_all_ways(comm, ways):
     return found
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_all_ways_equal_one_process_and_torch(world_size):
     ways = {"small buckets": WAYS["small buckets"]} if world_size == 3 else {**WAYS, "torch": None}
     expected = {name: alone(name) for name in OPTIMIZERS}  # first: what torch imports at the first step is there then
@@ -192,7 +192,7 @@ def uneven_alone():
     return flat(model.parameters())
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_unequal_token_counts(world_size):
     weights = uneven_alone()
     for found in on_ranks(uneven, world_size):

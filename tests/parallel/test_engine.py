@@ -107,7 +107,7 @@ CASES = [
     ("fsdp2", MeshSize(dp=2), "gpt2"),
     ("tp", MeshSize(tp=2), "bloom"),
     pytest.param("tp", MeshSize(dp=2, tp=2), "modern", marks=pytest.mark.slow),
-    ("pp", MeshSize(pp=2), "gpt2"),
+    pytest.param("pp", MeshSize(pp=2), "gpt2", marks=pytest.mark.slow),
     pytest.param("pp", MeshSize(dp=2, pp=2), "modern", marks=pytest.mark.slow),
 ]
 
@@ -189,7 +189,7 @@ def rows_in_order(cut):
     ("engine", "size", "wrong"),
     [
         ("fsdp2", MeshSize(dp=2), forget_the_factor),
-        ("fsdp2", MeshSize(dp=2), norm_of_the_own_part),
+        pytest.param("fsdp2", MeshSize(dp=2), norm_of_the_own_part, marks=pytest.mark.slow),
         ("tp", MeshSize(tp=2), rows_in_order),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),

@@ -94,7 +94,10 @@ def difference(state, other):
     return max((state[name] - other[name]).abs().max().item() for name in other)
 
 
-@pytest.mark.parametrize(("size", "reshard", "prefetch"), [(2, None, True), (2, True, False), (4, True, True)])
+FULL_RUNS = [(2, None, True), pytest.param(2, True, False, marks=pytest.mark.slow), (4, True, True)]
+
+
+@pytest.mark.parametrize(("size", "reshard", "prefetch"), FULL_RUNS)
 def test_training_equals_one_process(size, reshard, prefetch):
     model, optimizer, norms = single()
     expected_state = optimizer_state_by_name(optimizer, model)
@@ -322,7 +325,7 @@ CHOSEN = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("reshard", [None, True, False])
+@pytest.mark.parametrize("reshard", [pytest.param(None, marks=pytest.mark.slow), True, False])
 def test_foreign_module_with_every_difficulty(reshard):
     expected = Foreign(0)
     rows = [lambda r=rank: expected(rows_of(r), rank=r) for rank in range(2)]
@@ -525,6 +528,7 @@ class Sleepy(nn.Module):
         return self.layer(x)
 
 
+@pytest.mark.slow
 def test_prefetching_hides_a_slow_link():
     def forward_seconds(comm, prefetch):
         model = nn.Sequential(*(Sleepy() for _ in range(5)))

@@ -135,7 +135,10 @@ def go_on(comm, kind, size, weights, saved):
     return seen, gather_full_state(model.part, mesh, False), gather_optimizer_state(optimizer, model.part, mesh, False)
 
 
-@pytest.mark.parametrize("size", [MeshSize(pp=2, tp=2), MeshSize(dp=2, pp=2), MeshSize(dp=2, tp=2)], ids=str)
+MESHES = [pytest.param(MeshSize(pp=2, tp=2), marks=pytest.mark.slow), MeshSize(dp=2, pp=2), MeshSize(dp=2, tp=2)]
+
+
+@pytest.mark.parametrize("size", MESHES, ids=str)
 def test_what_one_process_saved_goes_on_on_any_grid_and_back(size):
     expected, model, optimizer = single_run("tied")
     _, before, before_optimizer = single_run("tied", N_STEPS - 1)

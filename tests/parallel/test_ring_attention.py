@@ -299,7 +299,11 @@ def train_share(comm, names, zigzag):
     return found
 
 
-RUNS = [(launch, 2, True), (launch_threads, 3, True), (launch, 4, False)]
+RUNS = [
+    (launch, 2, True),
+    pytest.param(launch_threads, 3, True, marks=pytest.mark.slow),
+    pytest.param(launch, 4, False, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("start", "size", "zigzag"), RUNS)

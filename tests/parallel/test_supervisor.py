@@ -118,6 +118,7 @@ def test_killed_rank_stays_away(tmp_path, uninterrupted):
     assert largest_difference(found.results[0], one_process()) < 1e-12
 
 
+@pytest.mark.slow
 def test_hung_rank_is_lost_within_its_timeout(tmp_path, uninterrupted, monkeypatch):
 
     def hang(comm, step):

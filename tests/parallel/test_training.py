@@ -155,7 +155,7 @@ def resumed_part(run):
     ("size", "recipe", "other"),
     [
         (MeshSize(dp=2, tp=2), MUON, MeshSize(pp=2)),
-        (MeshSize(dp=2, pp=2), MUON, MeshSize(tp=2)),
+        pytest.param(MeshSize(dp=2, pp=2), MUON, MeshSize(tp=2), marks=pytest.mark.slow),
         pytest.param(MeshSize(pp=2, tp=2), ADAMW, MeshSize(dp=4), marks=pytest.mark.slow),
     ],
     ids=str,

@@ -105,8 +105,9 @@ def difference(state, other):
     return max((state[name] - other[name]).abs().max().item() for name in other)
 
 
-@pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(
+    ("stage", "size"), [(1, 4), (2, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 2), (2, 4)))]
+)
 def test_training_equals_one_process(stage, size):
     model, optimizer, norms = single(lr=0.01)
     expected_state = optimizer_state_by_name(optimizer, model)
