@@ -48,6 +48,7 @@ MODELS = {  # our targets; their class; their targets
 }  # fmt: skip
 # in float64; theirs computes RMSNorm's scale and rotary angles, and ALiBi's slopes, in float32 nevertheless
 EXACT = {"gpt2": 1e-12, "gpt2 with head": 1e-12, "llama": 1e-6, "bloom": 1e-6, "bert": 1e-12, "t5": 5e-6}
+SINGLE_PRECISION = 4e-6  # of the largest logit; up to 1.1e-6 was seen
 SINGLE = {"t5": 5e-6}  # theirs softmax too; the two bases differ by about as much without any adapter
 DTYPES = (torch.float64, torch.float32)
 
@@ -64,7 +65,7 @@ def theirs(model, family):
 
 
 def near(found, wanted, family, dtype):
-    tolerance = EXACT[family] if dtype == torch.float64 else SINGLE.get(family, 1e-6)
+    tolerance = EXACT[family] if dtype == torch.float64 else SINGLE.get(family, SINGLE_PRECISION)
     torch.testing.assert_close(found, wanted, rtol=0.0, atol=tolerance * max(1.0, float(wanted.abs().max())))
 
 
