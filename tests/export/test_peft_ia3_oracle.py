@@ -11,7 +11,7 @@ from minillm.export.peft_ia3 import load_peft_ia3, save_peft_ia3
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]  # theirs are not our concern
 AUTO = {"t5": "AutoModelForSeq2SeqLM", "bert": "AutoModelForPreTraining"}
-NEAR = {"gpt2": 1e-10, "bert": 1e-10, "bloom": 1e-6, "llama": 1e-6, "t5": 3e-6}  # float32 within theirs
+NEAR = {"gpt2": 1e-10, "bert": 1e-10, "bloom": 4e-6, "llama": 4e-6, "t5": 1e-5}  # float32 within theirs
 
 
 def exported(kind, folder):
