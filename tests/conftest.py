@@ -1,6 +1,7 @@
 """Options and settings that all tests share."""
 
 import pytest
+import torch
 
 
 def pytest_addoption(parser):
@@ -19,3 +20,15 @@ def pytest_runtest_makereport(item, call):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         if not reason.endswith("not here"):
             report.outcome, report.longrepr = "failed", f"skipped, which is an error here: {reason}"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Models this small gain nothing from a second thread, and lose much where something else computes beside them.
+
+    Ranks compute with one thread each, too; so what they are compared with does, to the last bits.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

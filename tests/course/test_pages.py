@@ -39,6 +39,7 @@ def desk(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_the_learners_page(desk, capsys):
     file = desk / HOMEWORK
     for words in commands("LEARNERS.md"):
