@@ -328,6 +328,7 @@ def go_on(comm):
     return messages
 
 
+@pytest.mark.slow
 def test_a_group_that_has_failed_says_so_and_does_not_wait_again():
     began = time.monotonic()
     first, again, third, fourth = launch(go_on, 2, timeout_seconds=0.5, show_output=False)[0]
@@ -366,6 +367,7 @@ def test_a_group_of_torchs_own_can_be_wrapped():
     assert launch(run, 2, timeout_seconds=20, show_output=False) == [(2.0, [0, 1])] * 2
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_halted_inside_the_collective_is_named(monkeypatch):
     monkeypatch.setattr("minillm.parallel.launch.GRACE_SECONDS", 0.5)
 

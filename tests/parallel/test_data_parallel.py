@@ -482,6 +482,7 @@ def slow_step(comm, overlap):
     return time.perf_counter() - start
 
 
+@pytest.mark.slow
 def test_overlap_hides_the_wire():
     rate = 16 * 16 * 8 / 0.015  # a ring of two sends the tensor once
 

@@ -65,6 +65,7 @@ def sharded_steps(world, source, target):
     return losses
 
 
+@pytest.mark.slow
 def test_dcp_carries_a_run_to_fully_shard_and_back(tmp_path):
     model = whole_model()
     optimizer = adamw(model)

@@ -138,6 +138,7 @@ def go_on(comm, kind, size, weights, saved):
 MESHES = [pytest.param(MeshSize(pp=2, tp=2), marks=pytest.mark.slow), MeshSize(dp=2, pp=2), MeshSize(dp=2, tp=2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", MESHES, ids=str)
 def test_what_one_process_saved_goes_on_on_any_grid_and_back(size):
     expected, model, optimizer = single_run("tied")

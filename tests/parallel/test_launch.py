@@ -162,6 +162,7 @@ def test_a_death_can_be_handed_on():
     assert caught.value.cause == "SIGKILL"
 
 
+@pytest.mark.slow
 def test_a_rank_whose_child_keeps_its_pipe_open_is_still_seen_to_die():
     def leave_a_child(comm):
         if comm.rank == 0:
@@ -183,6 +184,7 @@ def hang(comm):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_limit_ends_everything_and_names_who_was_not_done():
     before = left_over()[1]
     with pytest.raises(CommError, match=r"not done after 0.8 s and stopped: rank 1 .last seen in barrier of world"):
@@ -190,6 +192,7 @@ def test_a_limit_ends_everything_and_names_who_was_not_done():
     assert left_over()[1] == before
 
 
+@pytest.mark.slow
 def test_ranks_that_never_start_are_an_error(monkeypatch):
     from minillm.parallel import launch as launcher
     from minillm.parallel import rank_process
@@ -233,6 +236,7 @@ def script(text):
     return [sys.executable, "-c", textwrap.dedent(text)]
 
 
+@pytest.mark.slow
 def test_when_the_parent_is_killed_no_rank_lives_on(tmp_path):
     program = script(
         """

@@ -221,6 +221,7 @@ def test_a_warm_up_that_locks_the_ranks_is_refused_before_anything_is_sent():
         launch(step_with, 2, schedule_with_warm_up(0, 1), timeout_seconds=20, show_output=False)
 
 
+@pytest.mark.slow
 def test_without_that_check_the_lock_is_an_error_in_seconds(monkeypatch):
     monkeypatch.setattr(pipeline, "check_schedule", lambda schedule: None)
     start = time.monotonic()

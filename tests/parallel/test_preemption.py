@@ -40,6 +40,7 @@ def test_all_ranks_leave_at_the_same_step(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-000006"]
 
 
+@pytest.mark.slow
 def test_mutation_a_flag_of_each_rank_alone_is_noticed(tmp_path):
     start = time.monotonic()
     with pytest.raises(CommError, match="rank"):

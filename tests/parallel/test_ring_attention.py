@@ -306,6 +306,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("start", "size", "zigzag"), RUNS)
 def test_a_decoder_trains_as_on_one_process(start, size, zigzag):
     expected_of = [trained(new_model(name), batches(), 48) for name in CONFIGS]

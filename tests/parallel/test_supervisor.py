@@ -110,6 +110,7 @@ def test_killed_rank_comes_back_bit_by_bit(tmp_path, uninterrupted):
     assert math.isnan(second.detection_seconds)
 
 
+@pytest.mark.slow
 def test_killed_rank_stays_away(tmp_path, uninterrupted):
     found = supervise(train, 4, tmp_path, kill_rank_2, min_ranks=2, timeout_seconds=20, show_output=False)
     assert [attempt.world_size for attempt in found.attempts] == [4, 3]

@@ -68,6 +68,7 @@ def engine_goes_on(comm, folder, target):
     return loaded, {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_ours_to_fully_shard_and_back(tmp_path, kind=AdamW):
     """Written at tp=2, read by fully_shard on 3 ranks, saved by it after a step, read here by one process."""
     model, optimizer = new_run(seed=0, kind=kind)

@@ -178,6 +178,7 @@ def test_a_run_of_one_process_goes_on_on_a_mesh(tmp_path, uninterrupted):
         check_same(found, resumed_part(uninterrupted[MUON]))
 
 
+@pytest.mark.slow
 def test_dropout_goes_on_bit_by_bit_on_the_same_mesh_and_differs_between_copies(tmp_path):
     config = GPTConfig(**{**vars(CONFIG), "dropout": 0.3})
     size = MeshSize(dp=2)
@@ -259,6 +260,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_is_saved(tmp_path, 
         check_same(found, (heard, uninterrupted[MUON][1]))
 
 
+@pytest.mark.slow
 def test_the_others_wait_for_rank_0_longer_than_the_timeout_and_share_its_error(tmp_path):
     def slow(world):
         begin = time.monotonic()
