@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from minillm.errors import CommError, ConfigError
 from minillm.parallel.buckets import Bucket, Launch, used_by_any
 from minillm.parallel.comm import Comm
-from minillm.parallel.flat import Piece
+from minillm.parallel.flat import FlatPiece
 from minillm.parallel.memory import StateBytes
 from minillm.parallel.parameter_server import arrival_order
 from minillm.parallel.rehearsal import rehearse_buckets, rehearse_collective, rehearse_reduction
@@ -279,8 +279,8 @@ class FlatLayout:
         >>> layout.shard_numbers, layout.padded_numbers
         (5, 10)
         >>> layout.pieces(0), layout.pieces(1)
-        ([Piece(index=0, begin=0, end=5, offset=0)], [Piece(index=0, begin=5, end=6, offset=0), \
-Piece(index=1, begin=0, end=3, offset=1)])
+        ([FlatPiece(index=0, begin=0, end=5, offset=0)], [FlatPiece(index=0, begin=5, end=6, offset=0), \
+FlatPiece(index=1, begin=0, end=3, offset=1)])
     """
 
     def __init__(self, shapes: Sequence[Sequence[int]], size: int):
@@ -297,7 +297,7 @@ Piece(index=1, begin=0, end=3, offset=1)])
         """The part of the buffer that a rank owns."""
         return slice(rank * self.shard_numbers, (rank + 1) * self.shard_numbers)
 
-    def pieces(self, rank: int) -> list[Piece]:
+    def pieces(self, rank: int) -> list[FlatPiece]:
         """What a rank owns of each tensor, in order; tensors of which it owns nothing are left out."""
         # TASK 19.7 (2 points)
         # Two intervals: what the rank owns of the buffer, and where a tensor lies in it. Their overlap is the piece.

@@ -5,7 +5,7 @@ import torch
 from minillm.course.wrong_answers import wrong
 from minillm.errors import ConfigError
 from minillm.parallel.buckets import used_by_any
-from minillm.parallel.flat import Piece
+from minillm.parallel.flat import FlatPiece
 from minillm.parallel.memory import StateBytes
 from minillm.parallel.rings import exchange, parts_of
 
@@ -561,7 +561,7 @@ def pieces(self, rank):
     for index, (offset, number) in enumerate(zip(self.offsets, self.numbers, strict=True)):
         begin, end = max(start, offset), min(stop, offset + number)
         if begin < end:
-            owned.append(Piece(index, begin, end, begin - start))
+            owned.append(FlatPiece(index, begin, end, begin - start))
     return owned
 
 
@@ -572,7 +572,7 @@ def pieces(self, rank):
     for index, (offset, number) in enumerate(zip(self.offsets, self.numbers, strict=True)):
         begin, end = max(start, offset), min(stop, offset + number)
         if begin < end:
-            owned.append(Piece(index, begin - offset, end - offset, begin))
+            owned.append(FlatPiece(index, begin - offset, end - offset, begin))
     return owned
 
 
@@ -583,7 +583,7 @@ def pieces(self, rank):
     for index, (offset, number) in enumerate(zip(self.offsets, self.numbers, strict=True)):
         begin, end = max(start, offset), min(stop, offset + number)
         if begin <= end:
-            owned.append(Piece(index, begin - offset, end - offset, begin - start))
+            owned.append(FlatPiece(index, begin - offset, end - offset, begin - start))
     return owned
 
 
@@ -593,7 +593,7 @@ def pieces(self, rank):
     owned = []
     for index, (offset, number) in enumerate(zip(self.offsets, self.numbers, strict=True)):
         if start <= offset < stop and number:
-            owned.append(Piece(index, 0, number, offset - start))
+            owned.append(FlatPiece(index, 0, number, offset - start))
     return owned
 
 
@@ -604,7 +604,7 @@ def pieces(self, rank):
     for index, (offset, number) in enumerate(zip(self.offsets, self.numbers, strict=True)):
         begin, end = max(start, offset), offset + number
         if begin < min(end, stop):
-            owned.append(Piece(index, begin - offset, end - offset, begin - start))
+            owned.append(FlatPiece(index, begin - offset, end - offset, begin - start))
     return owned
 
 
@@ -616,7 +616,7 @@ def pieces(self, rank):
     for index, (offset, number) in enumerate(zip(self.offsets, self.numbers, strict=True)):
         begin, end = max(start, offset), min(stop, offset + number)
         if begin < end:
-            owned.append(Piece(index, begin - offset, end - offset, begin - start))
+            owned.append(FlatPiece(index, begin - offset, end - offset, begin - start))
     return owned
 
 
@@ -627,7 +627,7 @@ def pieces(self, rank):
         length = -(-number // self.size)
         begin, end = min(rank * length, number), min((rank + 1) * length, number)
         if begin < end:
-            owned.append(Piece(index, begin, end, filled))
+            owned.append(FlatPiece(index, begin, end, filled))
             filled += end - begin
     return owned
 
@@ -639,7 +639,7 @@ def pieces(self, rank):
     for index, (offset, number) in enumerate(zip(self.offsets, self.numbers, strict=True)):
         begin, end = max(start, offset), min(stop + 1, offset + number)
         if begin < end:
-            owned.append(Piece(index, begin - offset, end - offset, begin - start))
+            owned.append(FlatPiece(index, begin - offset, end - offset, begin - start))
     return owned
 
 

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 from minillm.course.chapter import CourseChapter, split_object
 from minillm.course.source import Definition, find, parse, read_module
@@ -90,11 +91,23 @@ def gives_away(text: str, known: Mapping[str, set[str]]) -> list[str]:
         One line for each: "line 12: mix has 3 of 4 statements of task 8.1".
     """
     found = []
-    for node in ast.walk(parse(text, "the copy")):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            mine = {normalised(part) for part in ast.walk(node) if isinstance(part, ast.stmt) and part is not node}
-            for owner, answer in known.items():
-                if 2 * len(mine & answer) > len(answer):
-                    count = f"{len(mine & answer)} of {len(answer)} statements"
-                    found.append(f"line {node.lineno}: {node.name} has {count} of {owner}")
+    for line, name, mine in functions_of(text):
+        for owner, answer in known.items():
+            if 2 * len(mine & answer) > len(answer):
+                found.append(f"line {line}: {name} has {len(mine & answer)} of {len(answer)} statements of {owner}")
     return found
+
+
+@lru_cache(maxsize=2048)  # the library is read once for each chapter: most files are always the same
+def functions_of(text: str) -> tuple[tuple[int, str, frozenset[str]], ...]:
+    """Line, name and normalised statements of each function in a text."""
+    return tuple(
+        (node.lineno, node.name, frozenset(normalised(part) for part in statements_in(node)))
+        for node in ast.walk(parse(text, "the copy"))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+
+
+def statements_in(function: ast.AST) -> Iterator[ast.stmt]:
+    """All statements inside of a function, at any depth."""
+    return (part for part in ast.walk(function) if isinstance(part, ast.stmt) and part is not function)

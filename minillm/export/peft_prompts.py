@@ -22,13 +22,14 @@ from minillm.adapt.prompt import PromptConfig, PTuningConfig
 from minillm.errors import CheckpointError, ConfigError
 from minillm.export.folder import new_folder, read_json_object, write_json
 from minillm.export.hugging_face import family_of
+from minillm.export.peft import CONFIG, WEIGHTS
 from minillm.models.bert import BertConfig
 from minillm.models.gpt import GPTConfig
 from minillm.models.t5 import T5Config
 from minillm.train.checkpoint import write_file
 from minillm.train.tensor_file import read_tensor_file, tensor_file_chunks
 
-CONFIG, WEIGHTS, ROWS = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"
+ROWS = "prompt_embeddings"
 KINDS = {"PREFIX_TUNING": PrefixConfig, "PROMPT_TUNING": PromptConfig, "P_TUNING": PTuningConfig}
 TASKS = {GPTConfig: "CAUSAL_LM", BertConfig: "FEATURE_EXTRACTION", T5Config: "SEQ_2_SEQ_LM"}
 

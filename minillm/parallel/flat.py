@@ -18,7 +18,7 @@ from minillm.parallel.comm import Comm, Pending
 
 
 @dataclass(frozen=True)
-class Piece:
+class FlatPiece:
     """Numbers `begin` to `end` of flattened tensor `index`; in their owner's shard they begin at `offset`."""
 
     index: int
@@ -53,8 +53,8 @@ class FlatLayout:
         >>> layout.shard_numbers, layout.padded_numbers
         (5, 10)
         >>> layout.pieces(0), layout.pieces(1)
-        ([Piece(index=0, begin=0, end=5, offset=0)], [Piece(index=0, begin=5, end=6, offset=0), \
-Piece(index=1, begin=0, end=3, offset=1)])
+        ([FlatPiece(index=0, begin=0, end=5, offset=0)], [FlatPiece(index=0, begin=5, end=6, offset=0), \
+FlatPiece(index=1, begin=0, end=3, offset=1)])
     """
 
     def __init__(self, shapes: Sequence[Sequence[int]], size: int):
@@ -71,14 +71,14 @@ Piece(index=1, begin=0, end=3, offset=1)])
         """The part of the buffer that a rank owns."""
         return slice(rank * self.shard_numbers, (rank + 1) * self.shard_numbers)
 
-    def pieces(self, rank: int) -> list[Piece]:
+    def pieces(self, rank: int) -> list[FlatPiece]:
         """What a rank owns of each tensor, in order; tensors of which it owns nothing are left out."""
         start, stop = rank * self.shard_numbers, (rank + 1) * self.shard_numbers
         owned = []
         for index, (offset, number) in enumerate(zip(self.offsets, self.numbers, strict=True)):
             begin, end = max(start, offset), min(stop, offset + number)
             if begin < end:
-                owned.append(Piece(index, begin - offset, end - offset, begin - start))
+                owned.append(FlatPiece(index, begin - offset, end - offset, begin - start))
         return owned
 
     def views(self, flat: Tensor) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minillm.errors import ConfigError
 from minillm.parallel.comm import Comm, Pending
-from minillm.parallel.flat import FlatLayout, GradientScatter, Piece
+from minillm.parallel.flat import FlatLayout, FlatPiece, GradientScatter
 
 Wrap = Sequence[type[nn.Module]] | Callable[[str, nn.Module], bool]
 
@@ -48,7 +48,7 @@ class ShardedBuffer:
             view.copy_(parameter.detach())
         self.shard = whole[self.layout.owned(comm.rank)].clone()
         self.places = {place.index: place for place in self.layout.pieces(comm.rank)}
-        nowhere = Piece(-1, 0, 0, 0)
+        nowhere = FlatPiece(-1, 0, 0, 0)
         self.pieces = [self.shard[self.places.get(i, nowhere).within] for i in range(len(self.parameters))]
         dtype = compute_dtype if compute_dtype and whole.is_floating_point() else whole.dtype
         self.full = whole if dtype == whole.dtype else whole.to(dtype)

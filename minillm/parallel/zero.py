@@ -20,7 +20,7 @@ from minillm.parallel.buckets import assign_buckets
 from minillm.parallel.clip import clip_global_gradients
 from minillm.parallel.comm import Comm
 from minillm.parallel.data_parallel import DEFAULT_BUCKET_BYTES, broadcast_module
-from minillm.parallel.flat import FlatLayout, GradientScatter, Piece, any_rank
+from minillm.parallel.flat import FlatLayout, FlatPiece, GradientScatter, any_rank
 from minillm.parallel.owned import OwnedPiece, full_state_by_name, load_full_state_by_name
 
 
@@ -49,7 +49,7 @@ class ZeroBucket:
             view.copy_(parameter.detach())
             parameter.data = view
         self.own = self.flat[self.layout.owned(comm.rank)]
-        self.places: list[Piece] = self.layout.pieces(comm.rank)
+        self.places: list[FlatPiece] = self.layout.pieces(comm.rank)
         self.pieces = [nn.Parameter(self.own[place.within]) for place in self.places]
         self.masters = self.pieces
         if master_dtype not in (None, self.flat.dtype):

@@ -106,6 +106,7 @@ def test_g4_catches_a_grader_that_tests_the_library_instead_of_the_file(bench):
     assert "task 8.2 gives 1 points for nothing" in failures(gates.skeleton_gets_nothing, toy)
 
 
+@pytest.mark.slow
 def test_g5_catches_surviving_mutants_and_accepts_argued_ones(bench):
     toy = bench(grader=HEAD + SHAPES_ONLY)
     found = failures(gates.mutants_die, toy)
@@ -115,6 +116,7 @@ def test_g5_catches_surviving_mutants_and_accepts_argued_ones(bench):
     assert failures(gates.mutants_die, toy) == ""
 
 
+@pytest.mark.slow
 def test_g5_catches_arguments_that_do_not_hold(bench):
     toy = bench()
     dead = "`-2` became `-1` in `x.transpose(-3, -2).flatten(-2)`"
@@ -163,6 +165,7 @@ def test_g8_catches_a_grader_that_throws_dice(bench):
     assert "task 8.2: " in failures(gates.reports_repeat, bench(grader=dice))
 
 
+@pytest.mark.slow
 def test_an_endless_mutant_is_ended_and_counts_as_found(bench):
     toy = bench()
     toy.trials.limits = dict.fromkeys(toy.trials.limits, 3.0)
