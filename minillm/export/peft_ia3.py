@@ -22,7 +22,7 @@ from minillm.adapt.delta import Delta, TrainedInPlace
 from minillm.adapt.ia3 import IA3Config, IA3Delta, Vectors
 from minillm.errors import CheckpointError, ConfigError
 from minillm.export.folder import new_folder, read_json_object, write_json
-from minillm.export.peft import CONFIG, PREFIX, TASKS, WEIGHTS, Ours, Place, head_tensors, places_of, touches
+from minillm.export.peft_lora import CONFIG, PREFIX, TASKS, WEIGHTS, Ours, Place, head_tensors, places_of, touches
 from minillm.train.checkpoint import write_file
 from minillm.train.tensor_file import read_tensor_file, tensor_file_chunks
 

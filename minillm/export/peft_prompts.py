@@ -22,7 +22,7 @@ from minillm.adapt.prompt import PromptConfig, PTuningConfig
 from minillm.errors import CheckpointError, ConfigError
 from minillm.export.folder import new_folder, read_json_object, write_json
 from minillm.export.hugging_face import family_of
-from minillm.export.peft import CONFIG, WEIGHTS
+from minillm.export.peft_lora import CONFIG, WEIGHTS
 from minillm.models.bert import BertConfig
 from minillm.models.gpt import GPTConfig
 from minillm.models.t5 import T5Config

@@ -10,7 +10,8 @@ from minillm.adapt.adapted import adapt
 from minillm.adapt.prefix import PrefixConfig
 from minillm.adapt.prompt import PromptConfig, PTuningConfig
 from minillm.errors import CheckpointError
-from minillm.export.peft_prompts import CONFIG, WEIGHTS, load_peft_prompt, save_peft_prompt
+from minillm.export.peft_lora import CONFIG, WEIGHTS
+from minillm.export.peft_prompts import load_peft_prompt, save_peft_prompt
 from minillm.train.tensor_file import read_tensor_file
 
 P = 3

@@ -7,7 +7,7 @@ from helpers.parity import randomized
 from minillm.adapt.adapted import adapt
 from minillm.adapt.lora import LoraConfig
 from minillm.export.hugging_face import load_hugging_face, save_hugging_face
-from minillm.export.peft import load_peft, save_peft
+from minillm.export.peft_lora import load_peft_lora, save_peft_lora
 from minillm.models.bert import Bert, bert_config
 from minillm.models.gpt import GPT
 from minillm.models.registry import model_config
@@ -94,7 +94,7 @@ def test_ours_opens_in_peft(family, parts, dtype, tmp_path):
     config = LoraConfig(rank=3, alpha=5.0, targets=targets, parts=parts, rank_stabilised=not parts)
     adapted = adapt(model, config, generator=torch.Generator().manual_seed(2))
     disturb(adapted.trainable_parameters().values())
-    save_peft(adapted, tmp_path / "delta")
+    save_peft_lora(adapted, tmp_path / "delta")
     hosted = peft.PeftModel.from_pretrained(opened(tmp_path / "base", family, dtype), tmp_path / "delta").eval()
     assert (ours(model) - base).abs().max() > 1e-3
     near(theirs(hosted, family), ours(model), family, dtype)
@@ -117,7 +117,7 @@ def test_theirs_opens_here(family, rslora, dtype, tmp_path):
     hosted.save_pretrained(tmp_path / "delta")
     model = load_hugging_face(tmp_path / "base", dtype=dtype)
     base = ours(model)
-    adapted = load_peft(model, tmp_path / "delta")
+    adapted = load_peft_lora(model, tmp_path / "delta")
     near(ours(model), theirs(hosted, family), family, dtype)
     assert adapted.count().trainable == sum(p.numel() for p in hosted.parameters() if p.requires_grad)
     with adapted.disable():
@@ -131,7 +131,7 @@ def test_our_file_has_their_names_sizes_and_count(tmp_path):
 
     model = randomized(decoder("llama", n_kv_heads=2), 3)
     save_hugging_face(model, tmp_path / "base")
-    save_peft(adapt(model, LoraConfig(rank=4, targets=("qkv", "down"))), tmp_path / "ours")
+    save_peft_lora(adapt(model, LoraConfig(rank=4, targets=("qkv", "down"))), tmp_path / "ours")
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
     peft.get_peft_model(opened(tmp_path / "base", "llama", torch.float32), config).save_pretrained(tmp_path / "theirs")
     shapes = [
@@ -147,10 +147,10 @@ def test_whole_modules_travel_both_ways(tmp_path):
     save_hugging_face(model, tmp_path / "base")
     adapted = adapt(model, LoraConfig(rank=3, heads=("head",)), generator=torch.Generator().manual_seed(2))
     disturb(adapted.trainable_parameters().values())
-    save_peft(adapted, tmp_path / "delta")
+    save_peft_lora(adapted, tmp_path / "delta")
     hosted = peft.PeftModel.from_pretrained(opened(tmp_path / "base", "gpt2", torch.float64), tmp_path / "delta").eval()
     near(theirs(hosted, "gpt2"), ours(model), "gpt2", torch.float64)
     hosted.save_pretrained(tmp_path / "again")
     other = load_hugging_face(tmp_path / "base", dtype=torch.float64)
-    load_peft(other, tmp_path / "again")
+    load_peft_lora(other, tmp_path / "again")
     near(ours(other), ours(model), "gpt2", torch.float64)
