@@ -3,8 +3,8 @@
     DIR/adapter_config.json         peft_type: which method; its settings
         adapter_model.safetensors   the trained numbers under peft's names
 
-`peft_lora`, `peft_ia3` and `peft_prompts` know the methods. Adapters between layers (Houlsby, Pfeiffer), BitFit, partial
-fine-tuning and intrinsic dimension are not in peft; they are saved by `Adapted.save`.
+`peft_lora`, `peft_ia3` and `peft_prompts` know the methods. Adapters between layers (Houlsby, Pfeiffer), BitFit,
+partial fine-tuning and intrinsic dimension are not in peft; they are saved by `Adapted.save`.
 """
 
 from collections.abc import Callable
