@@ -1,4 +1,4 @@
-"""Teaching a model to name the class of a whole text: one target in each row, as a `loss_sum` of the training loop.
+"""Teaching a model to name the class of a whole text, or of each token, as a `loss_sum` of the training loop.
 
 Dimensions: B batch, T positions, K classes.
 """
@@ -29,7 +29,7 @@ class TextClassLoss:
         """The loss summed over the texts.
 
         Args:
-            model: (token ids, mask) -> (B, K) logits, as `LastTokenClassifier`.
+            model: (token ids, mask=...) -> (B, K) logits, as `LastTokenClassifier` and `TextClassifier`.
             inputs: (B, T) texts, filled up with `pad_id`.
             targets: (B,) classes, or (B, T) with the class at one place of each row and -100 elsewhere.
 
@@ -39,8 +39,36 @@ class TextClassLoss:
         Raises:
             ShapeError: if a row has not exactly one class.
         """
-        logits = model(inputs, real_tokens(inputs, self.pad_id))   # (B, K)
+        logits = model(inputs, mask=real_tokens(inputs, self.pad_id))  # (B, K)
         return kernel_cross_entropy(logits, row_classes(targets), reduction="sum")
+
+
+@dataclass(frozen=True)
+class TokenClassLoss:
+    """Cross-entropy of one class per token, as a `loss_sum` of the training loop.
+
+    Args:
+        pad_id: as in `TextClassLoss`.
+
+    Source:
+        Devlin et al. 2018, arXiv:1810.04805, section 5.3 (of a word in several pieces only the first is asked for).
+    """
+
+    pad_id: int
+
+    def __call__(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss summed over the counted tokens.
+
+        Args:
+            model: (token ids, mask=...) -> (B, T, K) logits, as `TokenClassifier`.
+            inputs: (B, T) texts, filled up with `pad_id`.
+            targets: (B, T) a class where one is asked for, -100 elsewhere.
+
+        Returns:
+            a scalar, float32.
+        """
+        logits = model(inputs, mask=real_tokens(inputs, self.pad_id))  # (B, T, K)
+        return kernel_cross_entropy(logits, targets, reduction="sum")
 
 
 def real_tokens(inputs: Tensor, pad_id: int) -> Tensor:
@@ -108,7 +136,7 @@ class TextClassLoss:
         """The loss summed over the texts.
 
         Args:
-            model: (token ids, mask) -> (B, K) logits, as `LastTokenClassifier`.
+            model: (token ids, mask=...) -> (B, K) logits, as `LastTokenClassifier` and `TextClassifier`.
             inputs: (B, T) texts, filled up with `pad_id`.
             targets: (B,) classes, or (B, T) with the class at one place of each row and -100 elsewhere.
 
@@ -118,7 +146,7 @@ class TextClassLoss:
         Raises:
             ShapeError: if a row has not exactly one class.
         """
-        logits = model(inputs, real_tokens(inputs, self.pad_id))   # (B, K)
+        logits = model(inputs, mask=real_tokens(inputs, self.pad_id))  # (B, K)
         return kernel_cross_entropy(logits, row_classes(targets), reduction="sum")
 
 
