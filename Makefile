@@ -30,10 +30,10 @@ demo: setup
 	@$(RUN) -m minillm demo
 
 test: setup
-	@$(RUN) -m pytest -q -m "not slow"
+	@$(RUN) tests/helpers/side_by_side.py -m "not slow"
 
 slow: setup
-	@$(RUN) -m pytest -q -m slow
+	@$(RUN) tests/helpers/side_by_side.py -m slow
 
 lint:
 	@$(ENTER) $(PYTHON) .ci/setup.py .venv dev,lint --torch-index "$(TORCH_INDEX)"
