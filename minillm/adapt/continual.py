@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from minillm import surgery
 from minillm.errors import ConfigError, DataError
 from minillm.train.accumulation import LossSum
 from minillm.train.loss import IGNORED, next_token_loss
@@ -26,7 +27,7 @@ def answers_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
 
 def fisher_diagonal(
     model: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
+    parameters: Mapping[str, nn.Parameter] | None,
     batches: Iterable[tuple[Tensor, Tensor]],
     labels: str = "model",
     generator: torch.Generator | None = None,
@@ -40,7 +41,8 @@ def fisher_diagonal(
 
     Args:
         model: put it into `eval` mode first, if it has dropout.
-        parameters: name -> parameter whose entry is asked for, as `Adapted.trainable_parameters` gives them.
+        parameters: name -> parameter whose entry is asked for, as `Adapted.trainable_parameters` gives them; None takes
+            all of the model that are trainable.
         batches: of (inputs, targets), first dimension the examples. Only which targets count (not `IGNORED`) is used,
             unless labels is "data".
         labels: which answers the expectation is over: "all" possible ones with the model's own probabilities, exactly,
@@ -69,6 +71,7 @@ def fisher_diagonal(
     """
     if labels not in LABELS:
         raise ConfigError(f"labels is {labels!r}, expected one of {LABELS}")
+    parameters = surgery.trainable(model) if parameters is None else parameters
     if fixed := [name for name, parameter in parameters.items() if not parameter.requires_grad]:
         raise ConfigError(f"{fixed[0]} is frozen and has no gradient; give the trainable parameters alone")
     sums, n_examples = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}, 0

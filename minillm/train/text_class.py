@@ -3,12 +3,14 @@
 Dimensions: B batch, T positions, K classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor, nn
 
-from minillm.errors import ShapeError
-from minillm.train.loss import kernel_cross_entropy
+from minillm.errors import DataError, ShapeError
+from minillm.train.loss import IGNORED, kernel_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,9 @@ class TextClassLoss:
     Args:
         pad_id: fills the rows on the right and is hidden from the model, except at the first place of a row, where a
             text may begin with the id that ends others.
+
+    Source:
+        Radford et al. 2018, "Improving language understanding by generative pre-training", section 3.2.
     """
 
     pad_id: int
@@ -34,7 +39,7 @@ class TextClassLoss:
             targets: (B,) classes, or (B, T) with the class at one place of each row and -100 elsewhere.
 
         Returns:
-            a scalar, float32.
+            a scalar, float32 or wider.
 
         Raises:
             ShapeError: if a row has not exactly one class.
@@ -45,7 +50,7 @@ class TextClassLoss:
 
 @dataclass(frozen=True)
 class TokenClassLoss:
-    """Cross-entropy of one class per token, as a `loss_sum` of the training loop.
+    """Cross-entropy of one class per token, as in tagging.
 
     Args:
         pad_id: as in `TextClassLoss`.
@@ -65,89 +70,10 @@ class TokenClassLoss:
             targets: (B, T) a class where one is asked for, -100 elsewhere.
 
         Returns:
-            a scalar, float32.
+            a scalar, float32 or wider.
         """
         logits = model(inputs, mask=real_tokens(inputs, self.pad_id))  # (B, T, K)
         return kernel_cross_entropy(logits, targets, reduction="sum")
-
-
-def real_tokens(inputs: Tensor, pad_id: int) -> Tensor:
-    """Where a row has its text.
-
-    Args:
-        inputs: (B, T) texts, filled up with `pad_id` on the right.
-        pad_id: as in `TextClassLoss`.
-
-    Returns:
-        (B, T) bool, True where a token is real.
-
-    Example:
-        >>> import torch
-        >>> real_tokens(torch.tensor([[0, 7, 8], [5, 0, 0]]), pad_id=0).tolist()
-        [[True, True, True], [True, False, False]]
-    """
-    mask = inputs != pad_id                                        # (B, T)
-    mask[:, 0] = True
-    return mask
-
-
-def row_classes(targets: Tensor) -> Tensor:
-    """The one counted target of each row.
-
-    Args:
-        targets: (B,), or (B, T) with -100 at all places but one.
-
-    Returns:
-        (B,).
-
-    Raises:
-        ShapeError: if a row has none, or several.
-
-    Example:
-        >>> import torch
-        >>> row_classes(torch.tensor([[-100, 1, -100], [-100, -100, 0]])).tolist()
-        [1, 0]
-    """
-    if targets.dim() == 1:
-        return targets
-    counted = targets != IGNORED                                   # (B, T)
-    if targets.dim() != 2 or not bool((counted.sum(dim=1) == 1).all()):
-        raise ShapeError(
-            f"targets of shape {tuple(targets.shape)}: expected (B, T) with one class in each row, else {IGNORED}"
-        )
-    return targets[counted]                                        # (B,)
-
-
-@dataclass(frozen=True)
-class TextClassLoss:
-    """Cross-entropy of one class per text.
-
-    The loop divides by the number of counted targets. With one in each row that is the number of texts, so that a long
-    text weighs as much as a short one.
-
-    Args:
-        pad_id: fills the rows on the right and is hidden from the model, except at the first place of a row, where a
-            text may begin with the id that ends others.
-    """
-
-    pad_id: int
-
-    def __call__(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss summed over the texts.
-
-        Args:
-            model: (token ids, mask=...) -> (B, K) logits, as `LastTokenClassifier` and `TextClassifier`.
-            inputs: (B, T) texts, filled up with `pad_id`.
-            targets: (B,) classes, or (B, T) with the class at one place of each row and -100 elsewhere.
-
-        Returns:
-            a scalar, float32.
-
-        Raises:
-            ShapeError: if a row has not exactly one class.
-        """
-        logits = model(inputs, mask=real_tokens(inputs, self.pad_id))  # (B, K)
-        return kernel_cross_entropy(logits, row_classes(targets), reduction="sum")
 
 
 def real_tokens(inputs: Tensor, pad_id: int) -> Tensor:
@@ -202,7 +128,7 @@ def class_batch(texts: Sequence[Sequence[int]], classes: Sequence[int], pad_id: 
 
     Args:
         texts: B lists of ids, none empty.
-        classes: B numbers.
+        classes: B numbers, 0 or more.
         pad_id: fills short rows on the right.
 
     Returns:
@@ -216,7 +142,7 @@ def class_batch(texts: Sequence[Sequence[int]], classes: Sequence[int], pad_id: 
         >>> inputs.tolist(), targets.tolist()
         ([[4, 5], [6, 9]], [[-100, 1], [0, -100]])
     """
-    if not texts or len(texts) != len(classes) or not all(len(text) for text in texts):
+    if not len(texts) or len(texts) != len(classes) or not all(len(text) for text in texts) or min(classes) < 0:
         raise DataError(f"{len(texts)} texts with {len(classes)} classes: expected one for each, and no empty text")
     longest = max(map(len, texts))
     inputs = np.full((len(texts), longest), pad_id, np.int64)
