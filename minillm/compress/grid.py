@@ -347,7 +347,7 @@ def stored(grid: Grid) -> Grid:
     size = grid.scale.abs()                                        # (O, n)
     if bool((size > HALF_MAX).any()):
         raise DataError(
-            f"a scale is {size.max().item():g}, above {HALF_MAX:g} which is the largest in 16 bits; such weights are no "
+            f"a scale is {size.max().item():g}, above {HALF_MAX:g} the largest in 16 bits; such weights are no "
             "result of training: look where they come from, or divide them first"
         )
     rounded = size.clamp(min=HALF_MIN).half().to(size.dtype)       # (O, n)
