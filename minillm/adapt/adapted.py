@@ -182,6 +182,31 @@ class Adapted:
         self.model.__dict__.pop(HANDLE, None)
         return self.model
 
+    def bake(self) -> nn.Module:
+        """Merge for good: the adapter in use stays in the weights, and all adapters, this one too, are taken out.
+
+        What is left is a plain model, trainable where it was before `adapt`: it can be saved, exported, and adapted
+        again. It is another base now, which delta files of the old one do not fit. Packed layers become ordinary ones
+        with all their bytes, and a warning says so, as with `merge`.
+
+        Returns:
+            the model, changed in place.
+
+        Raises:
+            ConfigError: if the method in use cannot be merged; the model is as it was then.
+        """
+        if not self.merged:
+            self.merge()
+        was_trained = {id(parameter): flag for parameter, flag in self.was_trained}
+        by_name = {name: was_trained.get(id(old), True) for name, old in self.base.items()}
+        for name, delta in reversed(self.deltas.items()):
+            delta.keep() if name == self.name else delta.remove()
+        self.configs, self.deltas, self.merged = {}, {}, False
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(by_name.get(name, True))
+        self.model.__dict__.pop(HANDLE, None)
+        return self.model
+
     def drop(self, name: str) -> None:
         """Take one adapter out; with the last one, everything."""
         if name not in self.deltas:

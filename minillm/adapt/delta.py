@@ -27,6 +27,10 @@ class Delta:
         """Take the method's parts out; the base's modules and numbers are as they were."""
         raise NotImplementedError
 
+    def keep(self) -> None:
+        """Take the method's parts out after `merge`, and leave the numbers with the change in them."""
+        self.remove()                                              # which does not unmerge
+
     def tensors(self) -> dict[str, Tensor]:
         """What is saved; whatever the switch says. The trained parameters, if a method has nothing else."""
         return {name: parameter.detach() for name, parameter in self.parameters().items()}
@@ -85,6 +89,9 @@ class TrainedInPlace(Delta):
     def remove(self) -> None:
         self.switch(False)
 
+    def keep(self) -> None:
+        pass                                                       # the trained numbers are the model's own already
+
     def tensors(self) -> dict[str, Tensor]:
         return {name: p.detach() if self.on else self.other[name] for name, p in self.trained.items()}
 
@@ -105,6 +112,10 @@ class Several(Delta):
     def remove(self) -> None:
         for delta in reversed(self.deltas):
             delta.remove()
+
+    def keep(self) -> None:
+        for delta in reversed(self.deltas):
+            delta.keep()
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: tensor for delta in self.deltas for name, tensor in delta.tensors().items()}
