@@ -6,6 +6,7 @@ the first test of a file a process claims the file, and leaves alone what the ot
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -112,6 +113,7 @@ def last_line(board: Path, seconds: float) -> str:
 def main(arguments: list[str]) -> int:
     """Run all, print what matters; pytest's exit code, the largest of all processes."""
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # through `finally`, which ends the others
     with tempfile.TemporaryDirectory() as folder:
         board = Path(folder)
         outputs = [open(board / f"output-{number}", "w+") for number in range(N_PROCESSES)]
