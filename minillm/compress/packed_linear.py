@@ -5,12 +5,13 @@ Gradients flow to a layer's input and not to its weights, so that something else
 Dimensions: I width of a layer's input, O width of its output, N = O I weights, n blocks of them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from minillm import surgery
 from minillm.compress import nf4
@@ -22,7 +23,7 @@ class PackedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, layer: "PackedLinear") -> Tensor:
-        return F.linear(x, layer.matrix().to(x.dtype))
+        return layer.product(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, "PackedLinear"], output: Tensor) -> None:
@@ -30,7 +31,7 @@ class PackedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ ctx.layer.matrix().to(gradient.dtype), None
+        return ctx.layer.product_back(gradient), None
 
 
 class PackedLinear(nn.Module):
@@ -56,6 +57,18 @@ class PackedLinear(nn.Module):
     def matrix(self) -> Tensor:
         """What the stored numbers mean: (O, I) float."""
         raise NotImplementedError
+
+    def settings(self) -> dict[str, object]:
+        """What else the constructor was given, as JSON can hold it: enough to make an empty layer of this form."""
+        return {}
+
+    def product(self, x: Tensor) -> Tensor:
+        """x W^T: (..., I) to (..., O)."""
+        return F.linear(x, self.matrix().to(x.dtype))
+
+    def product_back(self, gradient: Tensor) -> Tensor:
+        """g W: (..., O) to (..., I)."""
+        return gradient @ self.matrix().to(gradient.dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -136,6 +149,9 @@ class NF4Linear(PackedLinear):
         self.register_buffer("largest", scales.largest if scales else None)
         self.register_buffer("mean", scales.mean if scales else None)
 
+    def settings(self) -> dict[str, object]:
+        return {"double": self.double, "block_size": self.block_size}
+
     def scales(self) -> Tensor:
         """(n,) float: the largest absolute value of each block, as far as it is known."""
         if not self.double:
@@ -171,24 +187,24 @@ def levels_of_bytes(packed: Tensor) -> Tensor:
     return torch.view_as_real(table.index_select(0, packed.int())).view(-1)
 
 
-def pack_model(
+def quantize_model(
     model: nn.Module,
+    how: Callable[[str, nn.Module], "PackedLinear"],
     targets: str | Iterable[str] = (),
     exclude: str | Iterable[str] = ("head",),
-    double: bool = True,
-    block_size: int = nf4.BLOCK,
+    progress: bool = False,
 ) -> surgery.Operation:
-    """Store the linear layers of a model in NF4.
+    """Store the linear layers of a model in few bits, each as `how` says.
 
     Embeddings, norms and biases stay as they are. To give the memory of the old matrices back, forget the operation
     that is returned; to give the model its old matrices back, call its `restore`.
 
     Args:
         model: is changed.
+        how: (name, layer) -> the packed layer that takes its place.
         targets: which linear layers, as in `surgery.find`; none means all.
         exclude: layers to leave alone; what turns hidden states into scores is sensitive, and most leave it alone.
-        double: whether to quantize the scales too.
-        block_size: weights that share a scale.
+        progress: whether to show a bar.
 
     Returns:
         the operation.
@@ -196,13 +212,49 @@ def pack_model(
     Raises:
         ConfigError: if no layer is meant, one is packed already, or one shares its matrix with another module, which
             would have to be stored all the same. The model is as it was then.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> _ = quantize_model(model, lambda name, layer: NF4Linear(layer), exclude="2")
+        >>> [type(layer).__name__ for layer in model]
+        ['NF4Linear', 'ReLU', 'Linear']
     """
     found = surgery.find(model, targets, surgery.is_linear, exclude)
     shared = {name for group in surgery.tied(model) for name in group}
-    for name in found:
+    for name, layer in found.items():
+        if surgery.is_packed(layer):
+            raise ConfigError(
+                f"{name} is packed already ({layer.extra_repr()}); quantizing twice only adds errors: begin with the "
+                "model in full precision"
+            )
         if f"{name}.weight" in shared:
             raise ConfigError(f"{name} shares its matrix with another module, so packing it saves nothing; exclude it")
-    return surgery.wrap(model, found, lambda name, layer: NF4Linear(layer, double, block_size))
+    return surgery.wrap(model, tqdm(found, desc="quantize", unit="layer", leave=False, disable=not progress), how)
+
+
+def pack_model(
+    model: nn.Module,
+    targets: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = ("head",),
+    double: bool = True,
+    block_size: int = nf4.BLOCK,
+) -> surgery.Operation:
+    """Store the linear layers of a model in NF4; see `quantize_model`.
+
+    Args:
+        model: is changed.
+        targets: which linear layers, as in `surgery.find`; none means all.
+        exclude: layers to leave alone.
+        double: whether to quantize the scales too.
+        block_size: weights that share a scale.
+
+    Returns:
+        the operation.
+
+    Raises:
+        ConfigError: as `quantize_model`.
+    """
+    return quantize_model(model, lambda name, layer: NF4Linear(layer, double, block_size), targets, exclude)
 
 
 def stored_bytes(model: nn.Module) -> int:
