@@ -370,6 +370,8 @@ class InputStatistics:
         """Add the rows of one input (..., I)."""
         rows = x.detach().reshape(-1, x.shape[-1])                 # (N, I)
         rows = rows if rows.dtype == torch.float64 else rows.float()  # (N, I)
+        if not len(rows):
+            return                                                 # an expert that no token of this batch visits
         absolute = rows.abs()
         new = {"largest": absolute.amax(0), "sums": absolute.sum(0), "squares": rows.square().sum(0)}
         if with_products:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minillm.compress.grid import Grid, QuantSpec, find_grid, round_column, spread, stored
-from minillm.compress.hessian import MOST, damped_factor
+from minillm.compress.hessian import MOST, damped_factor, ratio_of
 from minillm.compress.obq import check_hessian_shape
 from minillm.errors import ConfigError
 
@@ -78,12 +78,14 @@ class Rounded:
         grid: the grids that were used.
         error: by how much the outputs change, as the work itself added it up (with the damped Hessian).
         damping: what was needed in the end.
+        expected: by how much less the outputs should change than by rounding to nearest, see `expected_ratio`.
     """
 
     weight: Tensor
     grid: Grid
     error: float
     damping: float
+    expected: float
 
 
 def round_block(block: Tensor, factor: Tensor, scales: Tensor, zeros: Tensor, n_levels: int) -> tuple[Tensor, Tensor]:
@@ -243,4 +245,5 @@ def gptq(weight: Tensor, hessian: Tensor, spec: QuantSpec, config: GPTQConfig | 
     left = weight.T[order].to(grids.scales.dtype)                  # (I, O)
     rounded, error = round_columns(left, factor.to(left.dtype), grids)
     undone = rounded[order.argsort()]                              # (I, O)
-    return Rounded(undone.T.contiguous(), grids.result(), error, damping)
+    expected = ratio_of(factor, hessian.diagonal()[order], damping)
+    return Rounded(undone.T.contiguous(), grids.result(), error, damping, expected)

@@ -135,3 +135,20 @@ def expected_ratio(hessian: Tensor) -> float:
         (0.667, 1.0)
     """
     return (inverse_factor(hessian).diagonal().pow(-2).sum() / hessian.trace()).item()
+
+
+def ratio_of(factor: Tensor, diagonal: Tensor, damping: float) -> float:
+    """`expected_ratio` of a damped Hessian whose factor is at hand; columns without any input do not count.
+
+    Args:
+        factor: (I, I), U.
+        diagonal: (I,), of the Hessian without damping, in the same order.
+        damping: the share that was added.
+
+    Returns:
+        above 0, at most 1; 1 if no column has input.
+    """
+    live = diagonal > 0                                            # (I,)
+    if not bool(live.any()):
+        return 1.0
+    return (factor.diagonal()[live].pow(-2).sum() / ((1 + damping) * diagonal.sum())).item()
