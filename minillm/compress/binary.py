@@ -126,38 +126,6 @@ def split_ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
     return first, weight - first
 
 
-def pack_signs(signs: Tensor) -> Tensor:
-    """Eight signs to a byte, the first in the lowest bit; a 1 means positive.
-
-    Args:
-        signs: (N,) of -1 and 1.
-
-    Returns:
-        (ceil(N / 8),) uint8.
-
-    Example:
-        >>> pack_signs(torch.tensor([1, -1, 1, -1, -1, -1, -1, -1, 1])).tolist()
-        [5, 1]
-    """
-    bits = torch.nn.functional.pad((signs > 0).int(), (0, -len(signs) % 8)).view(-1, 8)
-    return (bits << torch.arange(8, dtype=torch.int32, device=bits.device)).sum(-1).to(torch.uint8)
-
-
-def unpack_signs(packed: Tensor, n_weights: int) -> Tensor:
-    """The other way: (ceil(N / 8),) bytes to (N,) of -1 and 1, int8.
-
-    Raises:
-        ShapeError: if the bytes are not those of so many signs.
-
-    Example:
-        >>> unpack_signs(torch.tensor([5], dtype=torch.uint8), 4).tolist()
-        [1, -1, 1, -1]
-    """
-    check_bytes(packed, n_weights, 8)
-    bits = packed.int()[:, None] >> torch.arange(8, dtype=torch.int32, device=packed.device) & 1
-    return (2 * bits - 1).to(torch.int8).view(-1)[:n_weights]
-
-
 def pack_trits(signs: Tensor) -> Tensor:
     """Five values of -1, 0, 1 to a byte: digits 0, 1, 2 of a number in base three, the first being the ones.
 
@@ -187,13 +155,7 @@ def unpack_trits(packed: Tensor, n_weights: int) -> Tensor:
         >>> unpack_trits(torch.tensor([119, 120], dtype=torch.uint8), 6).tolist()
         [1, -1, 0, 0, 0, -1]
     """
-    check_bytes(packed, n_weights, TRITS)
+    if packed.numel() != (expected := -(-n_weights // TRITS)):
+        raise ShapeError(f"{packed.numel()} bytes were given; {n_weights} weights, five to a byte, take {expected}")
     digits = packed.int()[:, None] // 3 ** torch.arange(TRITS, device=packed.device) % 3
     return (digits - 1).to(torch.int8).view(-1)[:n_weights]
-
-
-def check_bytes(packed: Tensor, n_weights: int, n_in_byte: int) -> None:
-    """Refuse bytes that are not those of so many weights."""
-    if packed.numel() != (expected := -(-n_weights // n_in_byte)):
-        raise ShapeError(f"{packed.numel()} bytes were given, {n_weights} weights of which {n_in_byte} share a byte "
-                         f"are {expected}")  # fmt: skip
