@@ -1,5 +1,6 @@
 """One call that adapts a model to a task: prepare, change from outside, train, score."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,6 +66,7 @@ def fine_tune(
     weight_decay: float = 0.0,
     max_norm: float = 1.0,
     progress: bool = True,
+    scored: bool = True,
     hooks: Iterable[Hook] = (),
 ) -> FineTuned:
     """Adapt a language model to a task with AdamW and a learning rate that rises for a tenth of the steps, then falls.
@@ -79,6 +81,7 @@ def fine_tune(
         weight_decay: of what is trained.
         max_norm: gradients are clipped to this norm.
         progress: whether a line with loss and tokens per second is drawn on standard error.
+        scored: whether the task's score is wanted; without it is NaN.
         hooks: more listeners of the loop.
 
     Returns:
@@ -117,9 +120,8 @@ def fine_tune(
         hooks=[seen, *([ProgressLine()] if progress else []), *hooks],
     )
     prepared.eval()
-    return FineTuned(
-        adapted, tuple(seen.losses), task.score(prepared), seen.seconds_per_step(), count.trainable, count.total
-    )
+    score = task.score(prepared) if scored else math.nan
+    return FineTuned(adapted, tuple(seen.losses), score, seen.seconds_per_step(), count.trainable, count.total)
 
 
 def with_heads(config: MethodConfig, heads: tuple[str, ...]) -> Any:

@@ -153,7 +153,7 @@ class Sentiment(TextClasses):
         n_train: training texts.
         n_test: test texts, of another seed.
         batch_size: B.
-        seed: of the training texts, below 1,000,003.
+        seed: of the training texts, not 1,000,003; a base is trained on texts of seed 0.
     """
 
     name = "sentiment"
@@ -165,7 +165,7 @@ class Sentiment(TextClasses):
         n_train: int = 2000,
         n_test: int = 400,
         batch_size: int = 16,
-        seed: int = 0,
+        seed: int = 1,
     ):
         train, test = islice(feelings(world, seed), n_train), islice(feelings(world, TEST_SEED), n_test)
         super().__init__(train, test, tokenizer, batch_size=batch_size)
@@ -286,7 +286,7 @@ class Records(TextPairs):
         n_train: training pairs.
         n_test: test pairs, held out.
         batch_size: B.
-        seed: of the training pairs, below 1,000,003.
+        seed: of the training pairs, not 1,000,003.
     """
 
     name = "records"
@@ -298,7 +298,7 @@ class Records(TextPairs):
         n_train: int = 2000,
         n_test: int = 128,
         batch_size: int = 16,
-        seed: int = 0,
+        seed: int = 1,
     ):
         train = islice(records(world, seed), n_train)
         test = islice(records(world, TEST_SEED, held_out=True), n_test)

@@ -189,6 +189,18 @@ def made_world(settings: CorpusSettings, language: str) -> Iterator[str]:
     return until_bytes((getattr(story, language).text for story in stories), settings.n_bytes)
 
 
+def world_with_feelings(settings: CorpusSettings) -> Iterator[str]:
+    """Short stories of the made world in which people feel and show it, for a base model that is adapted later.
+
+    Args:
+        settings: as in `made_world`.
+    """
+    from minillm.data.feelings import BASE_WORLD, unlabelled
+    from minillm.data.tinyworld import World
+
+    return until_bytes(unlabelled(World(BASE_WORLD), settings.seed), settings.n_bytes)
+
+
 def until_bytes(texts: Iterable[str], n_bytes: int) -> Iterator[str]:
     """Whole texts, up to and including the one that reaches `n_bytes` of UTF-8 in all.
 
@@ -294,6 +306,7 @@ CORPORA: dict[str, Corpus] = {
     "python-docs": Corpus("the running Python's own help topics, about 0.38 MB", python_documentation),
     "tinyworld-en": Corpus("made stories of known entropy, in English", lambda s: made_world(s, "english")),
     "tinyworld-zh": Corpus("the same stories in Chinese", lambda s: made_world(s, "chinese")),
+    "tinyworld-feelings": Corpus("made stories, in English, that tell what people feel", world_with_feelings),
     "tinyshakespeare": Corpus("plays, one document (download, 1,115,394 bytes)", tinyshakespeare),
     "tinystories": Corpus("short stories for children (download, about 1 GB)", tinystories, has_splits=True),
     "wikitext-2": Corpus("Wikipedia articles (download, about 5 MB)", wikitext, has_splits=True),

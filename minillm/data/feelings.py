@@ -27,7 +27,8 @@ WAYS = (  # {same} is a word of the polarity that the sentence has in the end, {
     "{name} was {other} and is {same} now.",
 )
 MOST_FEELINGS = 3
-SHORT_WORLD = WorldConfig(n_people=2, n_events=0, n_questions=0)  # stories of about 40 words before feelings are told
+SHORT_WORLD = WorldConfig(n_people=2, n_events=0, n_questions=0)  # stories of some 30 words before feelings are told
+BASE_WORLD = WorldConfig(n_people=2, n_events=0, n_questions=1)  # the question at the end teaches to look back
 
 
 class LabelledText(NamedTuple):

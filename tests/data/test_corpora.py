@@ -19,7 +19,7 @@ SHAKESPEARE = Path(__file__).parents[2].parent / "shared/data/tinyshakespeare.tx
 def test_names_and_descriptions():
     names = corpus_names()
     known = {"stories-en", "stories-zh", "stories", "python-docs", "tinyworld-en", "tinyworld-zh"}
-    assert known | {"tinyshakespeare", "tinystories", "wikitext-2"} == set(names)
+    assert known | {"tinyworld-feelings", "tinyshakespeare", "tinystories", "wikitext-2"} == set(names)
     assert all(description and "\n" not in description for description in names.values())
 
 
