@@ -191,7 +191,8 @@ def roundable(model: nn.Module, targets: str | Iterable[str], exclude: str | Ite
     return found
 
 
-RoundStage = Callable[[dict[str, nn.Module], dict[str, InputStatistics]], list[tuple[LayerReport, Tensor, Grid]]]
+Rounding = tuple[LayerReport, Tensor, Grid]
+RoundStage = Callable[[dict[str, nn.Module], dict[str, InputStatistics]], list[Rounding]]
 
 
 def round_model(
@@ -204,13 +205,15 @@ def round_model(
     run: Run | None = None,
     progress: bool = False,
     packed: bool = True,
+    touched: Iterable[nn.Parameter] = (),
 ) -> Report:
     """Round a model stage by stage and store its layers in few bits.
 
     Args:
         model: is changed; as before if anything fails.
         batches: some typical text, as the model takes it.
-        round_stage: {name: layer}, {name: statistics} -> for each layer its report, rounded weight and grid.
+        round_stage: {name: layer}, {name: statistics} -> for each layer its report, rounded weight and grid. It may
+            change the model before, if only the numbers in it and not what it computes.
         targets: which linear layers, as in `surgery.find`; none means all.
         exclude: layers to leave alone.
         sequence: see `stages_of`.
@@ -218,6 +221,7 @@ def round_model(
         progress: whether to show a bar.
         packed: whether to put a `QuantLinear` in each layer's place; otherwise the layers keep their form and have
             rounded weights.
+        touched: parameters besides the layers' matrices that `round_stage` may change.
 
     Returns:
         the report.
@@ -229,13 +233,14 @@ def round_model(
     batches, found = list(batches), roundable(model, targets, exclude)
     if not batches:
         raise DataError("there is no text to calibrate with; give some batches, about 100 positions for each input")
-    old = {name: surgery.matrix_of(layer).detach().clone() for name, layer in found.items()}
-    report = Report()
+    old = {parameter: parameter.detach().clone() for parameter in (*touched, *(each.weight for each in found.values()))}
+    report, full = Report(), {}
     try:
         with tqdm(total=len(found), desc="rounding", unit="layer", disable=not progress) as bar:
             for names in stages_of(list(found), sequence):
                 statistics = record(model, names, batches, run)
                 for each, weight, grid in round_stage({name: found[name] for name in names}, statistics):
+                    full[each.name] = surgery.matrix_of(found[each.name]).detach().clone()
                     write(found[each.name], weight)
                     report.layers.append(each)
                     report.grids[each.name] = grid
@@ -246,13 +251,13 @@ def round_model(
             report.operation = quantize_model(
                 model, lambda name, layer: QuantLinear(layer, report.grids[name]), list(found), ()
             )
+            for name, weight in full.items():
+                write(found[name], weight)                         # the old layers, which `restore` would put back
     except BaseException:
-        for name, weight in old.items():
-            write(found[name], weight)
+        with torch.no_grad():
+            for parameter, values in old.items():
+                parameter.copy_(values)
         raise
-    if packed:
-        for name, weight in old.items():
-            write(found[name], weight)                             # the old layers, which `restore` would put back
     return report
 
 
