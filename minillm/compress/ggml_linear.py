@@ -42,6 +42,9 @@ class GGMLLinear(PackedLinear):
         matrix = surgery.matrix_of(layer).detach().float().cpu().numpy()  # (O, I)
         self.register_buffer("blocks", torch.from_numpy(ggml.encode(matrix, self.block_type)))
 
+    def settings(self) -> dict[str, object]:
+        return {"block_type": self.wanted}
+
     @torch.no_grad()
     def matrix(self) -> Tensor:
         """(O, I) float32, decoded by numpy on the CPU, moved to where the bytes are."""

@@ -23,7 +23,7 @@ class PackedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, layer: "PackedLinear") -> Tensor:
-        return layer.product(x)
+        return layer.multiply(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, "PackedLinear"], output: Tensor) -> None:
@@ -31,7 +31,7 @@ class PackedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.layer.product_back(gradient), None
+        return ctx.layer.multiply_back(gradient), None
 
 
 class PackedLinear(nn.Module):
@@ -59,14 +59,24 @@ class PackedLinear(nn.Module):
         raise NotImplementedError
 
     def settings(self) -> dict[str, object]:
-        """What else the constructor was given, as JSON can hold it: enough to make an empty layer of this form."""
+        """What else the constructor was given, as JSON can hold it: enough for `empty`."""
         return {}
 
-    def product(self, x: Tensor) -> Tensor:
+    @classmethod
+    def empty(cls, layer: nn.Module, **settings: object) -> "PackedLinear":
+        """A layer of this form with the settings of another, into which that one's numbers can be loaded.
+
+        Args:
+            layer: of the same shape, with weights that do not matter; zeros are quickest.
+            settings: what `settings` of the other returned.
+        """
+        return cls(layer, **settings)
+
+    def multiply(self, x: Tensor) -> Tensor:
         """x W^T: (..., I) to (..., O)."""
         return F.linear(x, self.matrix().to(x.dtype))
 
-    def product_back(self, gradient: Tensor) -> Tensor:
+    def multiply_back(self, gradient: Tensor) -> Tensor:
         """g W: (..., O) to (..., I)."""
         return gradient @ self.matrix().to(gradient.dtype)
 

@@ -70,6 +70,10 @@ class QuantLinear(PackedLinear):
     def settings(self) -> dict[str, object]:
         return dataclasses.asdict(self.spec)
 
+    @classmethod
+    def empty(cls, layer: nn.Module, **settings: object) -> "QuantLinear":
+        return cls(layer, QuantSpec(**settings))
+
     def choose_backend(self, backend: str) -> bool:
         """Set what computes products without gradient, of few rows, on the CPU.
 
@@ -124,13 +128,13 @@ class QuantLinear(PackedLinear):
         n_rows = max(1, AT_ONCE // self.d_in)
         return [slice(start, min(start + n_rows, self.d_out)) for start in range(0, self.d_out, n_rows)]
 
-    def product(self, x: Tensor) -> Tensor:
+    def multiply(self, x: Tensor) -> Tensor:
         if self.kernel is not None and not x.requires_grad and kernels.suits(x):
             return self.kernel(x.reshape(-1, self.d_in)).to(x.dtype).view(*x.shape[:-1], self.d_out)
         parts = [F.linear(x, self.matrix(rows).to(x.dtype)) for rows in self.row_blocks()]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)  # (..., O)
 
-    def product_back(self, gradient: Tensor) -> Tensor:
+    def multiply_back(self, gradient: Tensor) -> Tensor:
         parts = (gradient[..., rows] @ self.matrix(rows).to(gradient.dtype) for rows in self.row_blocks())
         total = next(parts)                                        # (..., I)
         for part in parts:

@@ -15,6 +15,7 @@ from minillm.compress.packed_linear import NF4Linear, pack_model, stored_bytes
 from minillm.errors import ConfigError, ShapeError
 from minillm.nn.attention import StretchedLinear
 from minillm.nn.linear import Linear
+from minillm.nn.onednn_linear import use_onednn
 
 SHAPES = [(64, 128), (48, 40), (7, 9), (1, 1)]
 
@@ -248,3 +249,12 @@ def test_product_and_gradient_are_those_of_bitsandbytes():
     torch.testing.assert_close(*outs, rtol=1e-5, atol=1e-5)
     gradients = [torch.autograd.grad(out.square().sum(), x)[0] for out in outs]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_packed_layers_stay_as_they_are_when_the_rest_gets_a_faster_product():
+    model = small_gpt(tie_embeddings=False).float()
+    pack_model(model)
+    ids = ids_of((2, 5))
+    expected = model(ids)
+    use_onednn(model)
+    assert torch.allclose(model(ids), expected, atol=1e-4)
