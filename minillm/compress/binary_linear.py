@@ -58,9 +58,13 @@ class TernaryLinear(PackedLinear):
     def __init__(self, layer: nn.Module, best: bool = False):
         refuse_packed(layer)
         super().__init__(layer)
+        self.best = best
         signs, alpha = (best_ternary if best else ternarize)(surgery.matrix_of(layer).detach())
         self.register_buffer("packed", pack_trits(signs.reshape(-1)))
         self.register_buffer("alpha", alpha[:, 0].half())
+
+    def settings(self) -> dict[str, object]:
+        return {"best": self.best}
 
     def matrix(self) -> Tensor:
         signs = unpack_trits(self.packed, self.d_out * self.d_in).view(self.d_out, self.d_in)  # (O, I)
