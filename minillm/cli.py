@@ -10,6 +10,7 @@ VERBS = {
     "data": "list the texts, or look at one: size, documents, first lines",
     "tokenize": "train a tokenizer on a text, or show how one cuts a sentence",
     "train": "train a model on a text; without arguments, a small one on our stories",
+    "finetune": "adapt a trained model to a task by training few of its numbers; or the table of all methods",
     "generate": "continue a prompt with a trained model",
     "chat": "the same, turn by turn at the terminal",
     "export": "write a run as a folder that transformers opens",

@@ -28,6 +28,7 @@ class FineTuned:
         seconds_per_step: mean without the first step, scoring not counted.
         n_trained: numbers trained.
         n_all: numbers in base and method together.
+        stopped_by: the signal that ended the training early, or None.
     """
 
     adapted: Adapted
@@ -36,6 +37,7 @@ class FineTuned:
     seconds_per_step: float
     n_trained: int
     n_all: int
+    stopped_by: str | None = None
 
 
 class Losses(Hook):
@@ -110,7 +112,7 @@ def fine_tune(
     )
     seen = Losses()
     warmup = max(1, round(WARMUP_SHARE * steps))
-    train(
+    ended = train(
         prepared,
         optimizer,
         lambda step: task.batches(step, seed),
@@ -120,8 +122,10 @@ def fine_tune(
         hooks=[seen, *([ProgressLine()] if progress else []), *hooks],
     )
     prepared.eval()
-    score = task.score(prepared) if scored else math.nan
-    return FineTuned(adapted, tuple(seen.losses), score, seen.seconds_per_step(), count.trainable, count.total)
+    score = task.score(prepared) if scored and not ended.stopped_by else math.nan
+    return FineTuned(
+        adapted, tuple(seen.losses), score, seen.seconds_per_step(), count.trainable, count.total, ended.stopped_by
+    )
 
 
 def with_heads(config: MethodConfig, heads: tuple[str, ...]) -> Any:

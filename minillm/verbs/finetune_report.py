@@ -42,7 +42,7 @@ def summary(found: Sequence[dict[str, Any]], old: float) -> dict[str, Any]:
     first, scores = found[0], [run["score"] for run in found]
     forgotten = [run["old_bits_per_byte"] - old for run in found]
     return {
-        "n_trained": first["n_trained"], "share": first["n_trained"] / first["n_all"],
+        "n_trained": first["n_trained"], "share": first["n_trained"] / first["n_base"],
         "score": statistics.fmean(scores), "half_width": half_width(scores),
         "bleu": statistics.fmean(run["bleu"] for run in found) if "bleu" in first else "",
         "memory_bytes": first["memory_bytes"], "delta_bytes": first["delta_bytes"],

@@ -25,6 +25,7 @@ class Drawing:
         "instead of a run: a folder on this disk in the Hugging Face layout; nothing is downloaded (where there is "
         "network, get weights of a hub first, for example with: hf download NAME --local-dir DIR)",
     )
+    adapter: Path | None = setting(None, "folder of minillm finetune: what was adapted on this base")
     max_new_tokens: int = setting(200, "the most tokens to add")
     temperature: float = setting(0.8, "below 1 favours likely tokens, above 1 evens out, 0 always takes the likeliest")
     top_k: int = setting(0, "keep only the k likeliest tokens; 0 keeps all")
@@ -56,7 +57,10 @@ class Settings(Drawing):
 
 
 def run(settings: Settings) -> None:
-    """Print the prompt and its continuations."""
+    """Print the prompt and its continuations; with an adapter for classes, the class of the prompt."""
+    if settings.adapter is not None and (answer := class_of_prompt(settings)):
+        print(answer)
+        return
     opened = open_to_draw(settings)
     for number in range(settings.n_samples):
         if settings.n_samples > 1:
@@ -69,20 +73,52 @@ def run(settings: Settings) -> None:
 
 
 def open_to_draw(settings: Drawing) -> "Run | Opened":
+    """The run, or the foreign folder, of the settings, on their device, in their number format, with their adapter.
+
+    Raises:
+        ConfigError: if the adapter answers with classes.
+    """
+    from minillm.infer.packed import pack_linears
+
+    opened = open_base(settings)
+    if settings.adapter is None:
+        pack_linears(opened.model)
+        return opened
+    from minillm.verbs.adapter_folder import with_adapter
+
+    _, note = with_adapter(opened.model, settings.adapter)
+    if note.classes:
+        raise ConfigError(f"{settings.adapter} answers with classes, not with text; ask it by minillm generate")
+    return opened
+
+
+def open_base(settings: Drawing) -> "Run | Opened":
     """The run, or the foreign folder, of the settings, on their device, in their number format."""
     from minillm.export.opened import open_hugging_face
-    from minillm.infer.packed import pack_linears
     from minillm.runtime import choose_device, choose_dtype
     from minillm.verbs.run_folder import open_run
 
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.precision, device).dtype
     if settings.hf is not None:
-        opened = open_hugging_face(settings.hf, device, dtype)
-    else:
-        opened = open_run(settings.run, device, dtype)
-    pack_linears(opened.model)
-    return opened
+        return open_hugging_face(settings.hf, device, dtype)
+    return open_run(settings.run, device, dtype)
+
+
+def class_of_prompt(settings: "Settings") -> str:
+    """If the adapter answers with classes, the prompt's class and its probability, else ""."""
+    from minillm.verbs.adapter_folder import class_shares, read_note, with_adapter
+
+    classes = read_note(settings.adapter).classes
+    if not classes:
+        return ""
+    if not settings.prompt:
+        raise ConfigError(f"{settings.adapter} answers with classes ({', '.join(classes)}); give a text: --prompt")
+    opened = open_base(settings)
+    model, _ = with_adapter(opened.model, settings.adapter)
+    shares = class_shares(model, opened.tokenizer, settings.prompt)
+    best = max(range(len(shares)), key=shares.__getitem__)
+    return f"{classes[best]} {shares[best]:.3f}"
 
 
 def continuation(opened: "Run | Opened", settings: Drawing, prompt: str, seed: int, keep_last: bool) -> Iterator[str]:
