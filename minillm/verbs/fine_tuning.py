@@ -140,7 +140,7 @@ def result_lines(
     n_bytes = sum((out / name).stat().st_size for name in (SETTINGS, TENSORS))
     share = 100 * result.n_trained / n_base
     return [
-        f"{result.n_trained:,} parameters were trained ({share:.3g} % of the base's {n_base:,}), learning rate {rate:g}, "
+        f"{result.n_trained:,} parameters were trained ({share:.3g} % of the base's {n_base:,}), rate {rate:g}, "
         f"{1000 * result.seconds_per_step:.0f} ms per step; the adapter has {n_bytes / 1e3:.1f} KB",
         f"{task.name}: {task.unit} {result.score:.3f} on texts not trained on ({before[0]}: {before[1]:.3f})",
     ]
