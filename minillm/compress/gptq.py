@@ -240,10 +240,11 @@ def gptq(weight: Tensor, hessian: Tensor, spec: QuantSpec, config: GPTQConfig | 
     order = torch.arange(len(hessian), device=hessian.device)      # (I,)
     if config.activation_order:
         order = hessian.diagonal().argsort(descending=True, stable=True)  # (I,)
+        hessian = hessian[order][:, order]                         # (I, I)
     grids = ColumnGrids(weight, spec, config, order)
-    factor, damping = damped_factor(hessian[order][:, order], config.damping)  # (I, I)
+    factor, damping = damped_factor(hessian, config.damping)       # (I, I)
     left = weight.T[order].to(grids.scales.dtype)                  # (I, O)
     rounded, error = round_columns(left, factor.to(left.dtype), grids)
     undone = rounded[order.argsort()]                              # (I, O)
-    expected = ratio_of(factor, hessian.diagonal()[order], damping)
+    expected = ratio_of(factor, hessian.diagonal(), damping)
     return Rounded(undone.T.contiguous(), grids.result(), error, damping, expected)

@@ -105,9 +105,10 @@ def damped_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
     dead = hessian.diagonal() == 0                                 # (I,)
     mean = torch.where(dead, 1.0, hessian.diagonal()).mean()
     while True:
-        extra = torch.where(dead, 1.0, 0.0) + damping * mean       # (I,)
+        damped = hessian.clone()                                   # (I, I)
+        damped.diagonal().add_(torch.where(dead, 1.0, 0.0) + damping * mean)
         try:
-            return inverse_factor(hessian + extra.diag()), damping
+            return inverse_factor(damped), damping
         except DataError:
             damping = max(MORE * damping, 1e-4)
             if damping > MOST:
