@@ -9,7 +9,15 @@ import pytest
 from scipy.optimize import minimize
 
 from minillm.data.feelings import (
-    BASE_WORLD, CLASSES, SHORT_WORLD, SIGNS, WAYS, WORDS, feelings, people_in, unlabelled,
+    BASE_WORLD,
+    CLASSES,
+    SHORT_WORLD,
+    SIGNS,
+    WAYS,
+    WORDS,
+    feelings,
+    people_in,
+    unlabelled,
 )  # fmt: skip
 from minillm.data.tinyworld import World, world_config
 from minillm.errors import DataError
