@@ -11,6 +11,7 @@ VERBS = {
     "tokenize": "train a tokenizer on a text, or show how one cuts a sentence",
     "train": "train a model on a text; without arguments, a small one on our stories",
     "finetune": "adapt a trained model to a task by training few of its numbers; or the table of all methods",
+    "quantize": "store a trained model in 2 to 8 bits a weight, and show what each layer loses",
     "generate": "continue a prompt with a trained model",
     "chat": "the same, turn by turn at the terminal",
     "export": "write a run as a folder that transformers opens",

@@ -32,6 +32,7 @@ def run(settings: Settings) -> None:
     if settings.ladder:
         print(show_ladder(settings))
         return
+    from minillm.compress.report import compression_report
     from minillm.evaluate.comparison import Row, markdown_table, simple_models
     from minillm.runtime import choose_device
     from minillm.verbs.run_folder import open_run
@@ -44,7 +45,8 @@ def run(settings: Settings) -> None:
     if not settings.simple:
         return
     rows = simple_models(texts_of(opened, "train"), texts_of(opened, "validation"), opened.tokenizer)
-    rows.append(Row("this run", likelihood.bits_per_byte, opened.model.n_parameters(), seconds))
+    n_weights = compression_report(opened.model).whole.n_weights    # those of layers in few bits too
+    rows.append(Row("this run", likelihood.bits_per_byte, n_weights, seconds))
     print(markdown_table(rows))
 
 

@@ -78,9 +78,11 @@ def open_to_draw(settings: Drawing) -> "Run | Opened":
     Raises:
         ConfigError: if the adapter answers with classes.
     """
+    from minillm.compress.quant_linear import use_backend
     from minillm.infer.packed import pack_linears
 
     opened = open_base(settings)
+    use_backend(opened.model, "auto")                              # of layers that are in few bits
     if settings.adapter is None:
         pack_linears(opened.model)
         return opened

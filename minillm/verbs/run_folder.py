@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from minillm.compress.saved import rebuild
 from minillm.config import config_from_dict
 from minillm.data.packing import PackedTokens, open_packed
 from minillm.errors import CheckpointError, DataError
@@ -107,7 +108,10 @@ def open_run(path: Path, device: torch.device, dtype: torch.dtype = torch.float3
     if checkpoint is None:
         raise CheckpointError(f"{path} has no checkpoint yet: train it first, or wait for its first checkpoint")
     tokenizer = load_tokenizer(folder.tokenizer)
-    shape = read_state(checkpoint)["config"].get("model", {})
-    model = GPT(config_from_dict(GPTConfig, shape, where=str(checkpoint)), torch.Generator().manual_seed(0))
+    config = read_state(checkpoint)["config"]
+    shape = config_from_dict(GPTConfig, config.get("model", {}), where=str(checkpoint))
+    model = GPT(shape, torch.Generator().manual_seed(0))
+    if "quantized" in config:
+        rebuild(model, config["quantized"], where=str(checkpoint))
     state = load_checkpoint(checkpoint, RunParts(model, tokenizer_fingerprint=tokenizer.fingerprint()))
     return Run(folder, model.to(device, dtype).eval(), tokenizer, state["step"])

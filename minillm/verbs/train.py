@@ -156,6 +156,8 @@ def resumed(given: dict[str, Any]) -> dict[str, Any]:
     file = out / "settings.json"
     if not file.is_file():
         raise ConfigError(f"there is no run in {out} to go on with; leave out --resume to begin one")
+    if (out / "quantize.txt").exists():
+        raise ConfigError(f"{out} is quantized and has no full weights to train; go on with the run it was made from")
     saved = config_from_json(Settings, file.read_text(encoding="utf-8"), where=str(file))
     free = {"out", "resume", "dry_run", "steps", "device", "keep_last", "homework", *OF_MANY_PROCESSES}
     wrong = [
