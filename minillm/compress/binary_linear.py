@@ -77,25 +77,24 @@ class TwiceBinaryLinear(PackedLinear):
     Args:
         layer: a linear layer, which is not changed. The first matrix comes from its weight, if there is a second.
         second: (O, I); without it the layer's weight is split into two, see `split_ternary`.
+
+    Attributes:
+        packed: (2, O, ceil(I / 8)) uint8.
+        alpha: (2, O) fp16.
     """
 
     def __init__(self, layer: nn.Module, second: Tensor | None = None):
         refuse_packed(layer)
         super().__init__(layer)
         first = surgery.matrix_of(layer).detach()                  # (O, I)
-        first, second = split_ternary(first) if second is None else (first, second)  # (O, I), (O, I)
-        self.first, self.second = BinaryLinear(linear_of(first)), BinaryLinear(linear_of(second))
+        halves = split_ternary(first) if second is None else (first, second)
+        signs, alpha = binarize(torch.stack(halves))               # (2, O, I), (2, O, 1)
+        self.register_buffer("packed", pack((signs > 0).to(torch.uint8), bits=1))
+        self.register_buffer("alpha", alpha[..., 0].half())
 
     def matrix(self) -> Tensor:
-        return self.first.matrix() + self.second.matrix()
-
-
-def linear_of(weight: Tensor) -> nn.Linear:
-    """A linear layer without bias that has this weight (O, I)."""
-    with torch.device("meta"):
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    return layer
+        signs = 2.0 * unpack(self.packed, 1, self.d_in) - 1.0      # (2, O, I)
+        return (signs * self.alpha.float()[..., None]).sum(0)
 
 
 def refuse_packed(layer: nn.Module) -> None:

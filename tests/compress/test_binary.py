@@ -26,8 +26,9 @@ from minillm.compress.binary_linear import (
     TwiceBinaryRounding,
     split_layers,
 )
-from minillm.compress.packed_linear import stored_bytes
+from minillm.compress.packed_linear import quantize_model, stored_bytes
 from minillm.compress.qat import FakeQuantLinear, convert, prepare_qat
+from minillm.compress.saved import forms_of, rebuild
 from minillm.errors import ConfigError, DataError, ShapeError
 
 IDS = ids_of((2, 9))
@@ -179,7 +180,7 @@ def test_a_model_is_split_and_computes_the_same():
     convert(model)
     assert torch.equal(model(IDS), trained)
     packed = [module for module in model.modules() if isinstance(module, TwiceBinaryLinear)]
-    assert sum(layer.first.packed.numel() + layer.second.packed.numel() for layer in packed) == 2 * n_split // 8
+    assert sum(layer.packed.numel() for layer in packed) == 2 * n_split // 8
     with pytest.raises(ConfigError, match="no layer rounds to ternary"):
         split_layers(model)
 
@@ -191,6 +192,15 @@ def test_twice_binary_from_one_weight():
     assert torch.equal(twice.bias, layer.bias) and [name for name, _ in twice.named_parameters()] == ["bias"]
     with pytest.raises(ConfigError, match="packed already"):
         TwiceBinaryLinear(once)
+
+
+@pytest.mark.parametrize("make", [BinaryLinear, TernaryLinear, TwiceBinaryLinear])
+def test_models_of_these_layers_are_built_again_from_their_table(make):
+    model, again = small_gpt(0), small_gpt(1)
+    quantize_model(model, lambda _, layer: make(layer))
+    rebuild(again, forms_of(model))
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(IDS), model(IDS))
 
 
 def test_a_model_that_cannot_be_split_stays_as_it_was():
