@@ -102,25 +102,25 @@ class QuantLinear(PackedLinear):
             raise ConfigError(f"no kernel {backend!r} for {self.extra_repr()} on this machine; \"auto\" does without")
         return self.kernel is not None
 
-    def grid(self, rows: slice = slice(None)) -> Grid:
-        """The grids, of all rows or of some."""
+    def grid(self, rows: slice | Tensor = slice(None)) -> Grid:
+        """The grids, of all rows or of those of a slice or of indices (R,)."""
         n_groups = self.scales.shape[1]
         if self.spec.symmetric:
             zeros = torch.full_like(self.scales, 2 ** (self.spec.bits - 1))
         else:
             zeros = unpack(self.zeros, self.spec.bits, n_groups)
-        n_rows = len(range(self.d_out)[rows])
+        n_rows = len(rows) if isinstance(rows, Tensor) else len(range(self.d_out)[rows])
         kept = slice(None) if len(self.scales) < self.d_out else rows
         scale, zero = (values[kept].float().expand(n_rows, -1) for values in (self.scales, zeros))
         return Grid(scale, zero, self.spec)
 
-    def codes(self, rows: slice = slice(None)) -> Tensor:
-        """(R, I) uint8, of all rows or of some."""
+    def codes(self, rows: slice | Tensor = slice(None)) -> Tensor:
+        """(R, I) uint8, likewise."""
         return unpack(self.packed[rows], self.spec.bits, self.d_in)
 
     @torch.no_grad()
-    def matrix(self, rows: slice = slice(None)) -> Tensor:
-        """(R, I) float32, of all rows or of some."""
+    def matrix(self, rows: slice | Tensor = slice(None)) -> Tensor:
+        """(R, I) float32, likewise."""
         return dequantize(self.codes(rows), self.grid(rows))
 
     def row_blocks(self) -> list[slice]:

@@ -100,7 +100,7 @@ def compression_report(model: nn.Module, head: str | Iterable[str] = ("head",)) 
         >>> report.linear.n_weights, report.embeddings.n_weights, report.rest.n_weights, report.whole.ratio(32)
         (12, 40, 3, 1.0)
     """
-    heads, seen, layers = surgery.as_list(head), set(), []
+    heads, tables, seen, layers = surgery.as_list(head), [], set(), []
     counts = {"embeddings and head": [0, 0], "norms, biases, other": [0, 0]}
     for name, module in model.named_modules():
         own, meant = own_tensors(module, seen), 0
@@ -110,7 +110,9 @@ def compression_report(model: nn.Module, head: str | Iterable[str] = ("head",)) 
             meant = module.d_out * module.d_in
         elif surgery.is_linear(module) or surgery.is_embedding(module):
             meant = sum(tensor.numel() for tensor in table)
-        if surgery.is_embedding(module) or any(surgery.means(name, each) for each in heads):
+        if surgery.is_embedding(module):
+            tables.append(f"{name}.")
+        if name.startswith(tuple(tables)) or f"{name}." in tables or any(surgery.means(name, each) for each in heads):
             add(counts["embeddings and head"], meant, table)
         elif meant:
             layers.append(Part(name, meant, n_bytes_of(table), form_of(module)))

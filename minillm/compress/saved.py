@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from minillm import surgery
+from minillm.compress.packed_ends import QuantEmbedding, score_by_packed
 from minillm.compress.packed_linear import PackedLinear
 from minillm.errors import CheckpointError, ConfigError
 
@@ -23,6 +24,8 @@ HOMES = {
     "GGMLLinear": "minillm.compress.ggml_linear",
     "BinaryLinear": "minillm.compress.binary_linear",
     "TernaryLinear": "minillm.compress.binary_linear",
+    "QuantEmbedding": "minillm.compress.packed_ends",
+    "TwiceBinaryLinear": "minillm.compress.binary_linear",
 }
 
 
@@ -40,9 +43,11 @@ def forms_of(model: nn.Module) -> dict[str, object]:
         >>> forms_of(nn.Sequential(NF4Linear(nn.Linear(4, 2))))["layers"]
         {'0': {'form': 'NF4Linear', 'double': True, 'block_size': 64}}
     """
-    layers = {}
+    layers, inner = {}, set()
     for name, module in model.named_modules():
-        if not surgery.is_packed(module):
+        if isinstance(module, QuantEmbedding):
+            inner.add(module.table)
+        elif not surgery.is_packed(module) or module in inner:
             continue
         if (form := type(module).__name__) not in HOMES:
             raise ConfigError(f"{name} is a {form}, which cannot be saved in few bits; there are {', '.join(HOMES)}")
@@ -74,19 +79,22 @@ def rebuild(model: nn.Module, forms: Mapping[str, object], where: str = "the fil
     layers = forms["layers"]
     modules = dict(model.named_modules())
     for name, form in layers.items():
-        if name not in modules or not surgery.is_linear(modules[name]) or surgery.is_packed(modules[name]):
-            raise CheckpointError(f"{where}: {name} is packed there, and no linear layer of {type(model).__name__}")
         if form.get("form") not in HOMES:
             raise CheckpointError(f"{where}: {name} has the form {form.get('form')!r}; known are {', '.join(HOMES)}")
+        fits = surgery.is_embedding if form["form"] == "QuantEmbedding" else surgery.is_linear
+        if name not in modules or not fits(modules[name]) or isinstance(modules[name], PackedLinear | QuantEmbedding):
+            raise CheckpointError(f"{where}: {name} is packed there, and no such layer of {type(model).__name__}")
 
     def make(name: str, layer: nn.Module) -> PackedLinear:
         settings = dict(layers[name])
         form = settings.pop("form")
         kind = getattr(importlib.import_module(HOMES[form]), form)
-        surgery.matrix_of(layer).zero_()
+        layer.weight.zero_()
         try:
             return kind.empty(layer, **settings)
         except (TypeError, ConfigError) as error:
             raise CheckpointError(f"{where}: {name} cannot be built as {form} with {settings}: {error}") from error
 
-    return surgery.wrap(model, layers, make)
+    operation = surgery.wrap(model, layers, make)
+    score_by_packed(model)
+    return operation

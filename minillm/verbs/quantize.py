@@ -21,8 +21,8 @@ TEXT, KEPT = "text", ("settings.json", "tokenizer.json", "metrics.jsonl")
 class Settings:
     """Store the linear layers of a run's model in few bits, and show what each layer loses and what the model takes.
 
-    Embeddings, norms and biases stay in fp32. The result is a run that evaluate, generate and chat read, but that can
-    not be trained on.
+    Norms and biases stay in fp32, and embeddings too unless --embedding says otherwise. The result is a run that
+    evaluate, generate and chat read, but that cannot be trained on.
     """
 
     run: Path = setting(Path("runs/demo"), "folder of the run", positional=True)
@@ -37,6 +37,7 @@ class Settings:
     group: int = setting(32, "weights of a row that share a scale, likewise; 0 is the whole row")
     symmetric: bool = setting(False, "grids with their zero in the middle, which need not be stored")
     convention: str = setting("textbook", "the scale of a symmetric grid", choices=("textbook", "full_range", "ggml"))
+    embedding: int = setting(0, "bits of the token embedding, and of a head that is the same; 0 leaves it in fp32")
     head: bool = setting(False, "also the layer that makes scores, where it is not the embedding")
     windows: int = setting(64, "pieces of the training text, one context long, to measure errors on and to learn from")
 
@@ -47,6 +48,7 @@ def run(settings: Settings) -> None:
 
     from minillm.compress.grid import QuantSpec
     from minillm.compress.methods import quantize_by
+    from minillm.compress.packed_ends import pack_embedding
     from minillm.compress.report import compression_report
     from minillm.verbs.run_folder import open_run
 
@@ -59,6 +61,8 @@ def run(settings: Settings) -> None:
     opened = open_run(settings.run, torch.device("cpu"))
     windows, exclude = windows_of(opened, settings.windows), () if settings.head else ("head",)
     report = quantize_by(settings.method, opened.model, windows, spec, exclude, progress=True)
+    if settings.embedding:
+        pack_embedding(opened.model, QuantSpec(settings.embedding, settings.group))
     report.operation = None                                        # gives the memory of the old layers back
     text = f"{report}\n\n{compression_report(opened.model)}\n"
     write_run(opened.folder, out, opened.model, text)

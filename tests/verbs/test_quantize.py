@@ -168,3 +168,10 @@ def test_a_layer_that_fails_leaves_the_model_as_it_was(trained):
         with pytest.raises((ConfigError, DataError), match="finite"):
             quantize_by(method, run.model, text)
         assert linear_layers(run.model) == []
+
+
+def test_the_table_of_token_vectors_too(trained, tmp_path):
+    run = quantized(trained, tmp_path / "out", "--method", "rtn", "--embedding", "4", "--head", "--group", "16")
+    report = compression_report(run.model)
+    assert report.embeddings.bits_per_weight == 4 + 16 / 16 + 4 / 16
+    assert report.whole.n_weights == opened(trained).model.n_parameters()
