@@ -71,9 +71,9 @@ def inverse_factor(hessian: Tensor) -> Tensor:
         >>> inverse_factor(torch.tensor([[2.0, 1.0], [1.0, 1.0]])).round(decimals=4).tolist()
         [[1.0, -1.0], [0.0, 1.0]]
     """
-    lower, failed = torch.linalg.cholesky_ex(hessian)              # (I, I)
+    lower, failed = torch.linalg.cholesky_ex(hessian)
     if bool(failed == 0):
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)  # (I, I)
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
         if bool(failed == 0) and bool(torch.isfinite(upper).all()):
             return upper
     raise DataError(
