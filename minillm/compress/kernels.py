@@ -17,6 +17,7 @@ Dimensions: N rows of the input, O width of the output, I width of the input, n 
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,11 +26,23 @@ from torch import Tensor
 if TYPE_CHECKING:
     from minillm.compress.quant_linear import QuantLinear
 
-Kernel = Callable[[Tensor], Tensor]
 KERNELS = ("torch", "dynamic")
 INT4_GROUPS = (256, 128, 64, 32)
 MAX_ROWS = 32  # above, unpacking once and multiplying in fp32 is faster
 TOLERANCE = 0.03  # of the norm: bf16 has eight bits, and inputs of 7 bits are off by about 0.01
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A product with the weights of one layer, in the kernel's own order.
+
+    Attributes:
+        multiply: (N, I) to (N, O) in fp32.
+        n_bytes: of that order; they come on top of what the layer stores.
+    """
+
+    multiply: Callable[[Tensor], Tensor]
+    n_bytes: int
 
 
 def suits(x: Tensor) -> bool:
@@ -46,7 +59,7 @@ def sound_kernel(layer: "QuantLinear", name: str) -> Kernel | None:
         name: "torch" or "dynamic".
 
     Returns:
-        (N, I) to (N, O) in float, or None.
+        the kernel, or None.
     """
     if layer.packed.device.type != "cpu":
         return None
@@ -57,7 +70,7 @@ def sound_kernel(layer: "QuantLinear", name: str) -> Kernel | None:
     for make in makers:
         try:
             kernel = make(layer)
-            if kernel is not None and bool((kernel(probe) - exact).norm() <= TOLERANCE * exact.norm()):
+            if kernel is not None and bool((kernel.multiply(probe) - exact).norm() <= TOLERANCE * exact.norm()):
                 return kernel
         except (AttributeError, NotImplementedError, RuntimeError):
             continue
@@ -75,7 +88,10 @@ def int4_kernel(layer: "QuantLinear") -> Kernel | None:
     packed = torch._convert_weight_to_int4pack_for_cpu(layer.codes().int() + raised, 1)
     pair = torch.stack([grid.scale, (8 - raised - grid.zero) * grid.scale], dim=-1)  # (O, n, 2)
     pair = pair.transpose(0, 1).expand(layer.d_in // width, -1, -1).bfloat16().contiguous()  # (n, O, 2)
-    return lambda x: torch._weight_int4pack_mm_for_cpu(x.bfloat16(), packed, width, pair).float()
+    return Kernel(
+        lambda x: torch._weight_int4pack_mm_for_cpu(x.bfloat16(), packed, width, pair).float(),
+        packed.nbytes + pair.nbytes,
+    )
 
 
 def int8_kernel(layer: "QuantLinear") -> Kernel | None:
@@ -84,9 +100,13 @@ def int8_kernel(layer: "QuantLinear") -> Kernel | None:
         return None
     grid, (codes, zero) = layer.grid(), signed_codes(layer)
     scale, shift = grid.scale[:, 0].bfloat16(), -zero * grid.scale[:, 0]  # (O,), (O,)
-    if not bool(shift.any()):
-        return lambda x: torch._weight_int8pack_mm(x.bfloat16(), codes, scale).float()
-    return lambda x: torch._weight_int8pack_mm(x.bfloat16(), codes, scale).float() + x.float().sum(-1, True) * shift
+    shifted = bool(shift.any())
+
+    def multiply(x: Tensor) -> Tensor:
+        out = torch._weight_int8pack_mm(x.bfloat16(), codes, scale).float()
+        return out + x.float().sum(-1, True) * shift if shifted else out
+
+    return Kernel(multiply, codes.nbytes + scale.nbytes + shift.nbytes)
 
 
 def dynamic_kernel(layer: "QuantLinear") -> Kernel | None:
@@ -99,7 +119,7 @@ def dynamic_kernel(layer: "QuantLinear") -> Kernel | None:
         weight = torch._make_per_channel_quantized_tensor(codes, layer.grid().scale[:, 0].double(), zero.long(), 0)
     packed = torch.ops.quantized.linear_prepack(weight, None)
     seven_bits = True  # with eight, sums of two products overflow their 16 bits on older processors
-    return lambda x: torch.ops.quantized.linear_dynamic(x.float(), packed, seven_bits)
+    return Kernel(lambda x: torch.ops.quantized.linear_dynamic(x.float(), packed, seven_bits), codes.nbytes)
 
 
 def signed_codes(layer: "QuantLinear") -> tuple[Tensor, Tensor]:

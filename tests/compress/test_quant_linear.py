@@ -150,6 +150,7 @@ def test_kernels_agree_with_the_exact_matrix(spec, backend, n_rows):
     fast_or_skip(packed, backend)
     with torch.no_grad():
         fast = packed(x)
+    assert packed.packed.nbytes * 0.9 < packed.kernel.n_bytes < 64 * 256 * 1.1
     assert fast.shape == exact.shape and fast.dtype == exact.dtype
     assert 0 < relative(fast, exact) < (0.03 if backend == "dynamic" else 0.01)
 
@@ -199,7 +200,7 @@ def test_where_there_is_no_kernel_auto_does_without_and_a_demand_is_refused(spec
 def test_a_kernel_that_is_wrong_or_missing_is_not_used(monkeypatch):
     packed = QuantLinear(layer_of(64, 256), QuantSpec(4, 32))
     wrong = kernels.int4_kernel
-    monkeypatch.setattr(kernels, "int4_kernel", lambda layer: lambda x: 1.1 * wrong(layer)(x))
+    monkeypatch.setattr(kernels, "int4_kernel", lambda layer: kernels.Kernel(lambda x: 1.1 * wrong(layer).multiply(x), 0))
     assert not packed.choose_backend("auto")
     monkeypatch.setattr(kernels, "int4_kernel", wrong)
     monkeypatch.delattr(torch, "_weight_int4pack_mm_for_cpu")
