@@ -39,47 +39,6 @@ from minillm.nn.linear import Linear
 from minillm.surgery import trainable
 
 
-class LoraLinear(LoraLayer):
-    """A linear layer with branches: base(x) + scale * B (A dropout(x)), each branch into its own rows."""
-
-    def __init__(self, base: nn.Module):
-        super().__init__(base)
-        self.n_rows = surgery.matrix_of(base).shape[0]             # O
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., I) to (..., O); all branches by two products, the second of which adds to what the base gave."""
-        # TASK 24.1 (3 points)
-        # The frozen layer first, on x as it is. `self.in_use` is empty when there is nothing to add.
-        # `self.matrices()` gives one A (R, I) and one B (O, R) for all branches. Dropout, `F.dropout(x, chance,
-        # self.training)`, belongs to the branch alone; `self.config` has `dropout` and `scale`, and `self.stretch`
-        # multiplies a change too. A and B may have more bits than x or than what the layer gives: the sum is in the
-        # format that the layer gave.
-        raise NotImplementedError("task 24.1")
-
-    def matrices(self) -> tuple[Tensor, Tensor]:
-        """One A and one B that do what all branches do.
-
-        Returns:
-            The branches' A below each other (R, I), and beside each other their B (O, R), with zeros in the rows that a
-            branch does not change; R is the sum of their ranks.
-        """
-        # TASK 24.3 (2 points)
-        # Two branches that read the same x: A_1 x and A_2 x below each other are one product. Then B must send the
-        # first R numbers only to the rows of the first part. `F.pad(b, (0, 0, above, below))` puts rows of zeros
-        # around a matrix; `branch.rows` is a slice, `self.n_rows` is O. A single branch for the whole layer needs
-        # none of this.
-        raise NotImplementedError("task 24.3")
-
-    @property
-    def stretch(self) -> float:
-        """What a `StretchedLinear` multiplies its result by; a change of its weight is multiplied too."""
-        return getattr(self.base, "stretch", 1.0)
-
-    def change(self) -> Tensor:
-        change = low_rank(*self.matrices(), self.config.scale)     # (O, I)
-        return change.T if surgery.is_transposed(self.base) else change
-
-
 def make_branches(
     model: nn.Module, place: str, config: LoraConfig, generator: torch.Generator | None
 ) -> dict[str, Branch]:
@@ -94,12 +53,12 @@ def make_branches(
     Raises:
         ConfigError: if the rank is above the width of the layer, or it has none of the parts.
     """
-    # TASK 24.2 (2 points)
+    # TASK 24.1 (2 points)
     # `surgery.unwrapped(model.get_submodule(place))` is the layer itself, `surgery.matrix_of` its matrix (O, I),
     # whichever way it is stored. `parts_of` says which rows each part has, `initial_a` draws an A, `check_rank`
     # refuses, `like_base` makes the branch. A table is the other way round: A, with a column for each row of the
     # table, is zero, and B is drawn.
-    raise NotImplementedError("task 24.2")
+    raise NotImplementedError("task 24.1")
 
 
 class LoraLayer(nn.Module):
@@ -166,12 +125,12 @@ class LoraLayer(nn.Module):
         """Give the base a new weight with the change in it. The old one is kept, so the way back is exact; and where
         another layer has the same weight (a tied head), that layer keeps the old one meanwhile. A packed base cannot
         take the change in its few bits: an ordinary layer with all its bytes stands in for it meanwhile."""
-        # TASK 24.4 (2 points)
+        # TASK 24.2 (2 points)
         # `self.changed_weight()` is a new tensor. Do not add into the old weight: it must come back bit for bit, so
         # keep the parameter itself in `self.unmerged` and give the base a new one. A packed base
         # (`surgery.is_packed`) cannot take the change at all: keep the whole layer, and let
         # `self.base.unpacked(changed)` stand in for it.
-        raise NotImplementedError("task 24.4")
+        raise NotImplementedError("task 24.2")
 
     def unmerge(self) -> None:
         """Give the base its own weight again, or its place to the packed one."""
@@ -180,6 +139,47 @@ class LoraLayer(nn.Module):
             self.base = kept
         else:
             self.base.weight = kept
+
+
+class LoraLinear(LoraLayer):
+    """A linear layer with branches: base(x) + scale * B (A dropout(x)), each branch into its own rows."""
+
+    def __init__(self, base: nn.Module):
+        super().__init__(base)
+        self.n_rows = surgery.matrix_of(base).shape[0]             # O
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., I) to (..., O); all branches by two products, the second of which adds to what the base gave."""
+        # TASK 24.3 (3 points)
+        # The frozen layer first, on x as it is. `self.in_use` is empty when there is nothing to add.
+        # `self.matrices()` gives one A (R, I) and one B (O, R) for all branches. Dropout, `F.dropout(x, chance,
+        # self.training)`, belongs to the branch alone; `self.config` has `dropout` and `scale`, and `self.stretch`
+        # multiplies a change too. A and B may have more bits than x or than what the layer gives: the sum is in the
+        # format that the layer gave.
+        raise NotImplementedError("task 24.3")
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """One A and one B that do what all branches do.
+
+        Returns:
+            The branches' A below each other (R, I), and beside each other their B (O, R), with zeros in the rows that a
+            branch does not change; R is the sum of their ranks.
+        """
+        # TASK 24.4 (2 points)
+        # Two branches that read the same x: A_1 x and A_2 x below each other are one product. Then B must send the
+        # first R numbers only to the rows of the first part. `F.pad(b, (0, 0, above, below))` puts rows of zeros
+        # around a matrix; `branch.rows` is a slice, `self.n_rows` is O. A single branch for the whole layer needs
+        # none of this.
+        raise NotImplementedError("task 24.4")
+
+    @property
+    def stretch(self) -> float:
+        """What a `StretchedLinear` multiplies its result by; a change of its weight is multiplied too."""
+        return getattr(self.base, "stretch", 1.0)
+
+    def change(self) -> Tensor:
+        change = low_rank(*self.matrices(), self.config.scale)     # (O, I)
+        return change.T if surgery.is_transposed(self.base) else change
 
 
 class Adapted:

@@ -16,10 +16,10 @@ from minillm.adapt.lora import (
 from minillm.compress.nf4 import normal_quantiles
 from minillm.course.wrong_answers import wrong
 
-# --- 24.1 forward
+# --- 24.3 forward
 
 
-@wrong("24.1", "the scale alpha / rank is forgotten")
+@wrong("24.3", "the scale alpha / rank is forgotten")
 def forward(self, x):
     out = self.base(x)
     if not self.in_use:
@@ -30,7 +30,7 @@ def forward(self, x):
     return out + F.linear(narrow.to(out.dtype), b.to(out.dtype))
 
 
-@wrong("24.1", "always alpha / rank, also where the root of the rank was asked for")
+@wrong("24.3", "always alpha / rank, also where the root of the rank was asked for")
 def forward(self, x):
     out = self.base(x)
     if not self.in_use:
@@ -41,7 +41,7 @@ def forward(self, x):
     return out + F.linear(narrow.to(out.dtype), b.to(out.dtype))
 
 
-@wrong("24.1", "A transposed: its numbers are read column by column")
+@wrong("24.3", "A transposed: its numbers are read column by column")
 def forward(self, x):
     out = self.base(x)
     if not self.in_use:
@@ -52,7 +52,7 @@ def forward(self, x):
     return out + F.linear(narrow.to(out.dtype), b.to(out.dtype))
 
 
-@wrong("24.1", "dropout on the frozen layer's input too")
+@wrong("24.3", "dropout on the frozen layer's input too")
 def forward(self, x):
     x = F.dropout(x, self.config.dropout, self.training) if self.in_use else x
     out = self.base(x)
@@ -63,7 +63,7 @@ def forward(self, x):
     return out + F.linear(narrow.to(out.dtype), b.to(out.dtype))
 
 
-@wrong("24.1", "dropout also when the layer is not training")
+@wrong("24.3", "dropout also when the layer is not training")
 def forward(self, x):
     out = self.base(x)
     if not self.in_use:
@@ -74,7 +74,7 @@ def forward(self, x):
     return out + F.linear(narrow.to(out.dtype), b.to(out.dtype))
 
 
-@wrong("24.1", "the branch replaces the frozen layer")
+@wrong("24.3", "the branch replaces the frozen layer")
 def forward(self, x):
     if not self.in_use:
         return self.base(x)
@@ -84,12 +84,12 @@ def forward(self, x):
     return F.linear(narrow, b.to(x.dtype))
 
 
-@wrong("24.1", "rank 0: the branch adds nothing, and nothing can be learned")
+@wrong("24.3", "rank 0: the branch adds nothing, and nothing can be learned")
 def forward(self, x):
     return self.base(x)
 
 
-@wrong("24.1", "the result is in the branch's number format, not in the layer's")
+@wrong("24.3", "the result is in the branch's number format, not in the layer's")
 def forward(self, x):
     out = self.base(x)
     if not self.in_use:
@@ -99,7 +99,7 @@ def forward(self, x):
     return out + F.linear(F.linear(x.to(a.dtype), a), b) * (self.config.scale * self.stretch)
 
 
-@wrong("24.1", "a layer that multiplies its result multiplies only the frozen part of it")
+@wrong("24.3", "a layer that multiplies its result multiplies only the frozen part of it")
 def forward(self, x):
     out = self.base(x)
     if not self.in_use:
@@ -110,7 +110,7 @@ def forward(self, x):
     return out + F.linear(narrow.to(out.dtype), b.to(out.dtype))
 
 
-@wrong("24.1", "the branch is cut off from the graph: A and B never get a gradient")
+@wrong("24.3", "the branch is cut off from the graph: A and B never get a gradient")
 def forward(self, x):
     out = self.base(x)
     if not self.in_use:
@@ -121,10 +121,10 @@ def forward(self, x):
     return out + F.linear(narrow.to(out.dtype), b.to(out.dtype))
 
 
-# --- 24.2 fresh branches
+# --- 24.1 fresh branches
 
 
-@wrong("24.2", "B not zero at the start: the model is another one before the first step")
+@wrong("24.1", "B not zero at the start: the model is another one before the first step")
 def make_branches(model, place, config, generator):
     base = surgery.unwrapped(model.get_submodule(place))
     if surgery.is_embedding(base):
@@ -142,7 +142,7 @@ def make_branches(model, place, config, generator):
     return branches
 
 
-@wrong("24.2", "A and B both zero: as good as rank 0, for neither ever gets a gradient")
+@wrong("24.1", "A and B both zero: as good as rank 0, for neither ever gets a gradient")
 def make_branches(model, place, config, generator):
     base = surgery.unwrapped(model.get_submodule(place))
     if surgery.is_embedding(base):
@@ -159,7 +159,7 @@ def make_branches(model, place, config, generator):
     return branches
 
 
-@wrong("24.2", "one A for all parts of a fused layer")
+@wrong("24.1", "one A for all parts of a fused layer")
 def make_branches(model, place, config, generator):
     base = surgery.unwrapped(model.get_submodule(place))
     if surgery.is_embedding(base):
@@ -176,7 +176,7 @@ def make_branches(model, place, config, generator):
     return branches
 
 
-@wrong("24.2", "the code's initial values whatever was asked for")
+@wrong("24.1", "the code's initial values whatever was asked for")
 def make_branches(model, place, config, generator):
     base = surgery.unwrapped(model.get_submodule(place))
     if surgery.is_embedding(base):
@@ -193,7 +193,7 @@ def make_branches(model, place, config, generator):
     return branches
 
 
-@wrong("24.2", "a table begins like a matrix: A drawn and B zero")
+@wrong("24.1", "a table begins like a matrix: A drawn and B zero")
 def make_branches(model, place, config, generator):
     base = surgery.unwrapped(model.get_submodule(place))
     if surgery.is_embedding(base):
@@ -210,7 +210,7 @@ def make_branches(model, place, config, generator):
     return branches
 
 
-@wrong("24.2", "every rank is taken, also one above the width, which saves nothing")
+@wrong("24.1", "every rank is taken, also one above the width, which saves nothing")
 def make_branches(model, place, config, generator):
     base = surgery.unwrapped(model.get_submodule(place))
     if surgery.is_embedding(base):
@@ -225,10 +225,10 @@ def make_branches(model, place, config, generator):
     return branches
 
 
-# --- 24.3 one A and one B
+# --- 24.4 one A and one B
 
 
-@wrong("24.3", "the parts are pushed together at the top: the value's change lands in the keys")
+@wrong("24.4", "the parts are pushed together at the top: the value's change lands in the keys")
 def matrices(self):
     branches, n_rows = self.in_use, self.n_rows
     if len(branches) == 1 and len(branches[0].B) == n_rows:
@@ -241,7 +241,7 @@ def matrices(self):
     return torch.cat([branch.A for branch in branches]), torch.cat(wide, dim=1)
 
 
-@wrong("24.3", "the rows begin at the end of the part")
+@wrong("24.4", "the rows begin at the end of the part")
 def matrices(self):
     branches, n_rows = self.in_use, self.n_rows
     if len(branches) == 1 and len(branches[0].B) == n_rows:
@@ -250,13 +250,13 @@ def matrices(self):
     return torch.cat([branch.A for branch in branches]), torch.cat(wide, dim=1)
 
 
-@wrong("24.3", "only the first part")
+@wrong("24.4", "only the first part")
 def matrices(self):
     branch, n_rows = self.in_use[0], self.n_rows
     return branch.A, F.pad(branch.B, (0, 0, branch.rows.start, n_rows - branch.rows.stop))
 
 
-@wrong("24.3", "A and B of the parts in opposite orders: each part reads the other's numbers")
+@wrong("24.4", "A and B of the parts in opposite orders: each part reads the other's numbers")
 def matrices(self):
     branches, n_rows = self.in_use, self.n_rows
     if len(branches) == 1 and len(branches[0].B) == n_rows:
@@ -265,17 +265,17 @@ def matrices(self):
     return torch.cat([branch.A for branch in reversed(branches)]), torch.cat(wide, dim=1)
 
 
-@wrong("24.3", "the matrices are copies without a graph: gradients do not reach the parts")
+@wrong("24.4", "the matrices are copies without a graph: gradients do not reach the parts")
 def matrices(self):
     branches, n_rows = self.in_use, self.n_rows
     wide = [F.pad(branch.B, (0, 0, branch.rows.start, n_rows - branch.rows.stop)) for branch in branches]
     return torch.cat([branch.A for branch in branches]).detach(), torch.cat(wide, dim=1).detach()
 
 
-# --- 24.4 merge
+# --- 24.2 merge
 
 
-@wrong("24.4", "the change is added into the old weight, so the way back leads nowhere and a second merge adds twice")
+@wrong("24.2", "the change is added into the old weight, so the way back leads nowhere and a second merge adds twice")
 def merge(self):
     changed = self.changed_weight()
     if surgery.is_packed(self.base):
@@ -286,7 +286,7 @@ def merge(self):
     self.base.weight.data.copy_(changed)
 
 
-@wrong("24.4", "nothing is kept: the branch still adds, and the change counts twice")
+@wrong("24.2", "nothing is kept: the branch still adds, and the change counts twice")
 def merge(self):
     changed = self.changed_weight()
     if surgery.is_packed(self.base):
@@ -295,7 +295,7 @@ def merge(self):
     self.base.weight = nn.Parameter(changed, requires_grad=False)
 
 
-@wrong("24.4", "the merged weight is trained: the base does not stay what it was")
+@wrong("24.2", "the merged weight is trained: the base does not stay what it was")
 def merge(self):
     changed = self.changed_weight()
     if surgery.is_packed(self.base):
@@ -306,7 +306,7 @@ def merge(self):
     self.base.weight = nn.Parameter(changed.detach())
 
 
-@wrong("24.4", "the weight becomes the change alone")
+@wrong("24.2", "the weight becomes the change alone")
 def merge(self):
     if surgery.is_packed(self.base):
         self.unmerged.append(self.base)
@@ -317,7 +317,7 @@ def merge(self):
     self.base.weight = nn.Parameter(change, requires_grad=False)
 
 
-@wrong("24.4", "a packed layer is unpacked without the change")
+@wrong("24.2", "a packed layer is unpacked without the change")
 def merge(self):
     changed = self.changed_weight()
     if surgery.is_packed(self.base):
@@ -328,7 +328,7 @@ def merge(self):
     self.base.weight = nn.Parameter(changed, requires_grad=False)
 
 
-@wrong("24.4", "the changed weight is kept for the way back, the old one is lost")
+@wrong("24.2", "the changed weight is kept for the way back, the old one is lost")
 def merge(self):
     changed = self.changed_weight()
     if surgery.is_packed(self.base):

@@ -43,10 +43,10 @@ def small_gpt(impl, **settings):
     return impl.GPT(GPTConfig(**sizes | settings), Seeded(3))
 
 
-# --- 24.1 forward
+# --- 24.3 forward
 
 
-@task("24.1", cases=3)
+@task("24.3", cases=3)
 def test_forward_adds_scaled_branch(impl, rng):
     n_in, n_out, rank = int(rng.integers(5, 9)), int(rng.integers(9, 13)), int(rng.integers(2, 5))
     layer, state = linear_layer(impl, rng, n_in, n_out)
@@ -58,7 +58,7 @@ def test_forward_adds_scaled_branch(impl, rng):
         expect_close(layer(x), expected, what=f"W x + alpha / rank * B A x for x of shape {shape}")
 
 
-@task("24.1", cases=2)
+@task("24.3", cases=2)
 def test_forward_with_the_root_of_the_rank_and_several_parts(impl, rng):
     layer, state = linear_layer(impl, rng, 7, 12, bias=False)
     config = LoraConfig(rank=3, alpha=5.0, rank_stabilised=True)
@@ -68,7 +68,7 @@ def test_forward_with_the_root_of_the_rank_and_several_parts(impl, rng):
     expect_close(layer(x), expected, what="a fused layer with branches for two of its parts, scale alpha / sqrt(rank)")
 
 
-@task("24.1")
+@task("24.3")
 def test_forward_of_a_stretched_layer(impl, rng):
     layer, state = linear_layer(impl, rng, 5, 9, bias=False, stretch=0.3)
     change = add(impl, rng, layer, 5, LoraConfig(rank=2, alpha=3.0), [(0, 9)])
@@ -77,7 +77,7 @@ def test_forward_of_a_stretched_layer(impl, rng):
     expect_close(layer(x), expected, what="a layer that multiplies its result by 0.3 (the change is multiplied too)")
 
 
-@task("24.1", cases=2)
+@task("24.3", cases=2)
 def test_gradients_reach_the_branch_and_the_input(impl, rng):
     layer, state = linear_layer(impl, rng, 5, 8, bias=False)
     config = LoraConfig(rank=2, alpha=7.0)
@@ -91,7 +91,7 @@ def test_gradients_reach_the_branch_and_the_input(impl, rng):
     expect_close(found["A"], 3.5 * b.detach().T @ gradient.T @ x, what="the gradient by A")
 
 
-@task("24.1", cases=2)
+@task("24.3", cases=2)
 def test_dropout_is_on_the_branch_alone(impl, rng):
     chance, n_rows = float(rng.uniform(0.3, 0.6)), 600
     layer, state = linear_layer(impl, rng, 6, 4, bias=False)
@@ -111,7 +111,7 @@ def test_dropout_is_on_the_branch_alone(impl, rng):
     expect_close(layer(x), base + branch, what="the result when the layer is not training")
 
 
-@task("24.1")
+@task("24.3")
 def test_nothing_is_added_when_switched_off_or_merged(impl, rng):
     layer, state = linear_layer(impl, rng, 5, 7)
     change = add(impl, rng, layer, 5, LoraConfig(rank=2, alpha=3.0), [(0, 7)])
@@ -124,7 +124,7 @@ def test_nothing_is_added_when_switched_off_or_merged(impl, rng):
     expect_close(layer(x), merged, what="the result while the adapter is merged")
 
 
-@task("24.1")
+@task("24.3")
 def test_sixteen_bits_outside_thirty_two_inside(impl, rng):
     layer, state = linear_layer(impl, rng, 64, 48, bias=False)
     layer = layer.bfloat16()
@@ -135,10 +135,10 @@ def test_sixteen_bits_outside_thirty_two_inside(impl, rng):
     expect_close(got.double(), wanted, 0.02 * float(wanted.abs().max()), what="the result in bfloat16")
 
 
-# --- 24.2 fresh branches
+# --- 24.1 fresh branches
 
 
-@task("24.2", cases=2)
+@task("24.1", cases=2)
 def test_fresh_branches_of_parts(impl, rng):
     model, seed = small_gpt(impl), int(rng.integers(100))
     config = LoraConfig(rank=3, parts=("query", "value"))
@@ -158,7 +158,7 @@ def test_fresh_branches_of_parts(impl, rng):
     expect(not torch.equal(third["query"].get("A"), first), "the numbers must come from the generator that was given")
 
 
-@task("24.2")
+@task("24.1")
 def test_initial_values_of_code_and_paper(impl, rng):
     model = small_gpt(impl, d_model=64)
     for initial, std in (("code", 1 / math.sqrt(3 * 64)), ("paper", 1 / 12)):
@@ -175,7 +175,7 @@ def test_initial_values_of_code_and_paper(impl, rng):
             expect(a.abs().max() > 2.5 / 12, "initial 'paper' is normal: some numbers are far from zero")
 
 
-@task("24.2")
+@task("24.1")
 def test_fresh_branch_of_an_unfused_layer_and_of_a_table(impl, rng):
     model = small_gpt(impl, d_ff=40, bias=True).double()
     branch = impl.make_branches(model, "blocks.1.feed_forward.down", LoraConfig(rank=4), Seeded(1))["whole"]
@@ -194,7 +194,7 @@ def test_fresh_branch_of_an_unfused_layer_and_of_a_table(impl, rng):
     expect_equal(half.get("A").dtype, torch.float32, what="the number format of A in a model of bfloat16")
 
 
-@task("24.2")
+@task("24.1")
 def test_ranks_that_are_too_high(impl, rng):
     model = small_gpt(impl, d_ff=40)
     config = LoraConfig(rank=9, parts=("key",))                    # keys are 8 numbers
@@ -209,10 +209,10 @@ def test_ranks_that_are_too_high(impl, rng):
     impl.make_branches(model, "token_embedding", LoraConfig(rank=11), Seeded(0))
 
 
-# --- 24.3 one A and one B
+# --- 24.4 one A and one B
 
 
-@task("24.3", cases=3)
+@task("24.4", cases=3)
 def test_matrices_of_parts(impl, rng):
     n_in, n_out = 6, 14
     layer, _ = linear_layer(impl, rng, n_in, n_out)
@@ -225,7 +225,7 @@ def test_matrices_of_parts(impl, rng):
         expect_close(b @ a, change, what=f"B A with branches for the rows {rows} (not yet scaled)")
 
 
-@task("24.3")
+@task("24.4")
 def test_matrices_of_a_whole_layer(impl, rng):
     layer, _ = linear_layer(impl, rng, 5, 7)
     change = add(impl, rng, layer, 5, LoraConfig(rank=2, alpha=9.0), [(0, 7)])
@@ -235,7 +235,7 @@ def test_matrices_of_a_whole_layer(impl, rng):
     expect_close(b @ a, change, what="B A of a single branch")
 
 
-@task("24.3", needs=("24.1",))
+@task("24.4", needs=("24.3",))
 def test_gradients_pass_through_the_matrices(impl, rng):
     layer, state = linear_layer(impl, rng, 5, 9, bias=False)
     add(impl, rng, layer, 5, LoraConfig(rank=2, alpha=2.0), [(0, 4), (6, 9)])
@@ -247,10 +247,10 @@ def test_gradients_pass_through_the_matrices(impl, rng):
         expect_close(by_name[f"branches.one.{part}.B"], expected, what=f"the gradient by B of the rows {rows}")
 
 
-# --- 24.4 merge
+# --- 24.2 merge
 
 
-@task("24.4", cases=2)
+@task("24.2", cases=2)
 def test_merge_and_back_and_again(impl, rng):
     layer, state = linear_layer(impl, rng, 6, 9)
     config = LoraConfig(rank=2, alpha=5.0)
@@ -269,7 +269,7 @@ def test_merge_and_back_and_again(impl, rng):
         expect_close(layer(x), expected, what="the result, unmerged")
 
 
-@task("24.4")
+@task("24.2")
 def test_the_old_weight_is_kept_and_not_changed(impl, rng):
     layer, state = linear_layer(impl, rng, 6, 4, bias=False)
     layer = layer.float()
@@ -283,7 +283,7 @@ def test_the_old_weight_is_kept_and_not_changed(impl, rng):
     expect_equal(layer.get("base.weight").detach(), before, what="the weight after the way back, in float32")
 
 
-@task("24.4")
+@task("24.2", needs=("24.1",))
 def test_merge_of_a_table(impl, rng):
     model = small_gpt(impl).double()
     before = model.get("token_embedding.weight").detach()
@@ -298,7 +298,7 @@ def test_merge_of_a_table(impl, rng):
     expect(adapted.get("name") == "one", "the adapter is still in use")
 
 
-@task("24.4")
+@task("24.2", needs=("24.8",))
 def test_merge_into_a_packed_layer(impl, rng):
     packed = impl.NF4Linear(impl.Linear(64, 10, True, 0.5, Seeded(int(rng.integers(100)))))
     layer = impl.LoraLinear(packed)
@@ -321,7 +321,7 @@ def trained_names(impl, model):
     return sorted(impl.trainable(model))
 
 
-@task("24.5")
+@task("24.5", needs=("24.1",))
 def test_only_the_adapter_in_use_is_trained(impl, rng):
     model = small_gpt(impl)
     config = LoraConfig(rank=2, parts=("query",))
@@ -340,7 +340,7 @@ def test_only_the_adapter_in_use_is_trained(impl, rng):
     expect_equal(trained_names(impl, model), names["two"], what="what is trained after use('two')")
 
 
-@task("24.5")
+@task("24.5", needs=("24.1",))
 def test_heads_are_trained_with_their_adapter(impl, rng):
     model = small_gpt(impl, tie_embeddings=False)
     settings = {"rank": 2, "targets": ("up",)}
