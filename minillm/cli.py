@@ -14,7 +14,7 @@ VERBS = {
     "quantize": "store a trained model in 2 to 8 bits a weight, and show what each layer loses",
     "generate": "continue a prompt with a trained model",
     "chat": "the same, turn by turn at the terminal",
-    "export": "write a run as a folder that transformers opens",
+    "export": "write a run for transformers or llama.cpp",
     "models": "model families and sizes with their parameters, or what one family changed of another",
     "evaluate": "a run's loss, perplexity and bits per byte beside simpler models",
     "plot": "draw the loss curves of one or several runs",

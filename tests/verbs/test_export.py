@@ -5,6 +5,7 @@ import json
 import pytest
 
 from minillm.cli import main
+from minillm.export.gguf_file import read_gguf
 from minillm.train.mixture import MixtureLoss
 
 DRAW = ["--prompt", "Anna sees", "--max-new-tokens", "15", "--temperature", "0.9", "--seed", "3"]
@@ -95,3 +96,14 @@ def test_a_mixture_is_trained_with_its_router_watched_and_exported(train_small, 
     assert len(extra) == 3 and all(0.02 < value < 0.05 for value in extra)  # two layers of 0.01 and 0.001 * log(8)^2
     assert main(["export", str(out), str(tmp_path / "hf")]) == 0
     assert json.loads((tmp_path / "hf/config.json").read_text())["num_local_experts"] == 8
+
+
+def test_a_run_becomes_a_gguf_file_beside_it_and_says_what_fell_back(llama_run, capsys):
+    capsys.readouterr()
+    assert main(["export", "--to", "gguf", "--type", "q4_k", str(llama_run)]) == 0
+    shown = capsys.readouterr().out
+    assert "wanted q4_k and took q5_0" in shown and "bits a weight" in shown and "llama-completion" in shown
+    metadata, tensors = read_gguf(llama_run / "model.gguf")
+    assert metadata["general.architecture"] == "llama" and "blk.0.attn_q.weight" in tensors
+    assert main(["export", "--to", "gguf", str(llama_run)]) != 0
+    assert "there already" in capsys.readouterr().err
