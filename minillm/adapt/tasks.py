@@ -154,6 +154,7 @@ class Sentiment(TextClasses):
         n_test: test texts, of another seed.
         batch_size: B.
         seed: of the training texts, not 1,000,003; a base is trained on texts of seed 0.
+        max_tokens: as in `TextClasses`.
     """
 
     name = "sentiment"
@@ -166,9 +167,10 @@ class Sentiment(TextClasses):
         n_test: int = 400,
         batch_size: int = 16,
         seed: int = 1,
+        max_tokens: int = 0,
     ):
         train, test = islice(feelings(world, seed), n_train), islice(feelings(world, TEST_SEED), n_test)
-        super().__init__(train, test, tokenizer, batch_size=batch_size)
+        super().__init__(train, test, tokenizer, CLASSES, batch_size, max_tokens)
 
 
 class Domain(Task):
@@ -239,6 +241,7 @@ class TextPairs(Task):
         if not self.test_pairs:
             raise DataError("there is no pair to test with; set some aside")
         super().__init__(len(self.train), batch_size)
+        self.longest = max(len(tokenizer.encode(f" {pair.target}")) for pair in self.test_pairs) + 1  # longer is wrong
 
     def prompt(self, source: str) -> list[int]:
         """What the model reads before it writes."""
@@ -265,11 +268,6 @@ class TextPairs(Task):
             texts += [self.tokenizer.decode(row).strip() for row in ids]
         model.train(was_training)
         return texts
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest test target, with one over: who writes more is wrong anyway."""
-        return max(len(self.tokenizer.encode(f" {pair.target}")) for pair in self.test_pairs) + 1
 
     def score(self, model: nn.Module) -> float:
         sources, targets = zip(*self.test_pairs, strict=True)

@@ -47,7 +47,7 @@ def feelings(world: World, seed: int, start: int = 0) -> Iterator[LabelledText]:
         start: number of the first text.
 
     Yields:
-        texts with their labels. No sentence follows that shows the feeling.
+        texts with their labels, each up to the sentence that decides; none follows that shows the feeling.
 
     Raises:
         DataError: if seed or start is negative.
@@ -58,7 +58,8 @@ def feelings(world: World, seed: int, start: int = 0) -> Iterator[LabelledText]:
         ('Rosalind is no longer cheerful.', 'negative')
     """
     for sentences, felt in told(world, seed, start):
-        yield LabelledText(" ".join(sentence for sentence, _ in sentences), felt[-1])
+        last = max(place for place, (_, sign) in enumerate(sentences) if sign)
+        yield LabelledText(" ".join(sentence for sentence, _ in sentences[: last + 1]), felt[-1])
 
 
 def unlabelled(world: World, seed: int, start: int = 0) -> Iterator[str]:

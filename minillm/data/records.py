@@ -1,9 +1,9 @@
 """Records of the made world and the sentences that tell them: text from data, a task for models that write.
 
-    fruit: plum 3 | name: Tom | item: red kite | place: mill
+    name: Tom | place: mill | item: red kite | fruit: plum 3
     Tom is at the mill. Tom has a red kite and three plums.
 
-The fields come in any order; the sentences, which are those of the made world's stories, do not.
+The sentences are those of the made world's stories, so that a model of these can write them already.
 """
 
 from collections.abc import Iterator
@@ -58,7 +58,9 @@ class Record(NamedTuple):
         return f"{self.name} is at the {self.place}. {self.name} has {owned}."
 
 
-def records(world: World, seed: int, start: int = 0, held_out: bool = False) -> Iterator[TextPair]:
+def records(
+    world: World, seed: int, start: int = 0, held_out: bool = False, shuffled: bool = False
+) -> Iterator[TextPair]:
     """Records drawn evenly from a world's words, with their sentences, without end and one at a time.
 
     Args:
@@ -66,6 +68,7 @@ def records(world: World, seed: int, start: int = 0, held_out: bool = False) -> 
         seed: 0 or more; pair number i of a seed is the same on every platform.
         start: number of the first pair.
         held_out: the pairs for tests: their names have in training never the item that they have here.
+        shuffled: whether the fields come in any order; it is harder to find them then.
 
     Yields:
         pairs.
@@ -76,7 +79,7 @@ def records(world: World, seed: int, start: int = 0, held_out: bool = False) -> 
     Example:
         >>> from minillm.data.tinyworld import world_config
         >>> next(records(World(world_config("demo")), seed=1)).source
-        'name: Mei | fruit: peach 4 | item: green ball | place: harbour'
+        'name: Mei | place: harbour | item: green ball | fruit: peach 4'
     """
     if seed < 0 or start < 0:
         raise DataError(f"seed {seed}, start {start}: expected both to be 0 or more")
@@ -84,7 +87,8 @@ def records(world: World, seed: int, start: int = 0, held_out: bool = False) -> 
     while True:
         draw = Random(f"records {seed} {start}")
         record = drawn_record(world.config, draw.choice(owners), draw)
-        yield TextPair(" | ".join(draw.sample(record.fields(), 4)), record.told())
+        fields = draw.sample(record.fields(), 4) if shuffled else record.fields()
+        yield TextPair(" | ".join(fields), record.told())
         start += 1
 
 

@@ -85,19 +85,20 @@ def open_base(settings: Settings) -> Run | Opened:
 def make_task(settings: Settings, opened: Run | Opened) -> Task:
     """The task of the settings, on the project's texts or the user's."""
     tokenizer, context, size = opened.tokenizer, opened.model.config.max_seq_len, settings.batch_size
+    room = max(1, context - settings.n_virtual)  # beside what some methods put in front
     if settings.task == "sentiment":
-        return Sentiment(World(SHORT_WORLD), tokenizer, batch_size=size)
+        return Sentiment(World(SHORT_WORLD), tokenizer, batch_size=size, max_tokens=room)
     if settings.task == "records":
         return Records(World(SHORT_WORLD), tokenizer, batch_size=size)
     if settings.task == "domain":
         train, test = read_domain(settings)
-        return Domain(train, test, tokenizer, min(settings.max_seq_len, context), size)
+        return Domain(train, test, tokenizer, min(settings.max_seq_len, room), size)
     examples = read_answers(settings.data, settings.task)
     if settings.task == "pairs":
         return TextPairs(*set_aside(as_pairs(examples), settings.validation_fraction, settings.seed), tokenizer, size)
     texts, classes = with_numbers(examples)
     parts = set_aside(texts, settings.validation_fraction, settings.seed)
-    return TextClasses(*parts, tokenizer, classes, size, max_tokens=context - settings.n_virtual)
+    return TextClasses(*parts, tokenizer, classes, size, max_tokens=room)
 
 
 def read_domain(settings: Settings) -> tuple[list[str], list[str]]:
