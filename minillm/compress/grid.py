@@ -272,10 +272,14 @@ def dequantize(codes: Tensor, grid: Grid) -> Tensor:
         >>> dequantize(torch.tensor([[0, 1, 3]]), grid).tolist()
         [[-1.0, 0.0, 2.0]]
     """
-    scale, zero = spread(grid, codes.shape[1])                     # (O, I), (O, I)
-    if scale.shape != codes.shape:
-        raise ShapeError(f"the grid has {len(scale)} rows, the codes have {len(codes)}")
-    return scale * (codes.to(scale.dtype) - zero)
+    n_rows, n_columns = codes.shape
+    check_groups(grid, n_columns)
+    if len(grid.scale) != n_rows:
+        raise ShapeError(f"the grid has {len(grid.scale)} rows, the codes have {n_rows}")
+    width = grid.spec.width(n_columns)
+    groups = F.pad(codes, (0, -n_columns % width)).view(n_rows, -1, width).to(grid.scale.dtype)  # (O, n, g)
+    weight = groups.sub_(grid.zero[:, :, None]).mul_(grid.scale[:, :, None])  # in place: half the time
+    return weight.view(n_rows, -1)[:, :n_columns]                  # (O, I)
 
 
 def round_to_grid(weight: Tensor, grid: Grid) -> Tensor:
@@ -323,13 +327,18 @@ def spread(grid: Grid, n_columns: int) -> tuple[Tensor, Tensor]:
     Raises:
         ShapeError: if the grid has another number of groups than so many columns have.
     """
-    if (given := grid.scale.shape[1]) != (expected := grid.spec.n_groups(n_columns)):
-        raise ShapeError(f"the grid has {given} groups in a row; {n_columns} columns of {grid.spec} have {expected}")
-    if given == 1:
+    check_groups(grid, n_columns)
+    if grid.scale.shape[1] == 1:
         return grid.scale.expand(-1, n_columns), grid.zero.expand(-1, n_columns)
     width = grid.spec.width(n_columns)
     each = [values.repeat_interleave(width, 1)[:, :n_columns] for values in (grid.scale, grid.zero)]
     return each[0], each[1]
+
+
+def check_groups(grid: Grid, n_columns: int) -> None:
+    """Refuse a grid with another number of groups than so many columns have."""
+    if (given := grid.scale.shape[1]) != (expected := grid.spec.n_groups(n_columns)):
+        raise ShapeError(f"the grid has {given} groups in a row; {n_columns} columns of {grid.spec} have {expected}")
 
 
 def stored(grid: Grid) -> Grid:

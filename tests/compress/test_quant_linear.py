@@ -200,7 +200,8 @@ def test_where_there_is_no_kernel_auto_does_without_and_a_demand_is_refused(spec
 def test_a_kernel_that_is_wrong_or_missing_is_not_used(monkeypatch):
     packed = QuantLinear(layer_of(64, 256), QuantSpec(4, 32))
     wrong = kernels.int4_kernel
-    monkeypatch.setattr(kernels, "int4_kernel", lambda layer: kernels.Kernel(lambda x: 1.1 * wrong(layer).multiply(x), 0))
+    more = kernels.Kernel(lambda x: 1.1 * wrong(packed).multiply(x), 0)
+    monkeypatch.setattr(kernels, "int4_kernel", lambda layer: more)
     assert not packed.choose_backend("auto")
     monkeypatch.setattr(kernels, "int4_kernel", wrong)
     monkeypatch.delattr(torch, "_weight_int4pack_mm_for_cpu")
