@@ -106,7 +106,7 @@ def damped_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
     mean = torch.where(dead, 1.0, hessian.diagonal()).mean()
     while True:
         damped = hessian.clone()                                   # (I, I)
-        damped.diagonal().add_(torch.where(dead, 1.0, 0.0) + damping * mean)
+        damped.diagonal().add_(dead.to(hessian.dtype) + damping * mean)
         try:
             return inverse_factor(damped), damping
         except DataError:
