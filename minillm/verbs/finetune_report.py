@@ -13,6 +13,9 @@ QUALITY = {  # task -> title, axis, whether more is better
     "domain": ("new domain", "bits per byte", False),
     "records": ("records to text", "exact texts", True),
 }
+PLOTTED = {  # task -> field, its interval, axis: exact texts are none or all with most methods, BLEU says more
+    "records": ("bleu", "bleu_half_width", "BLEU"),
+}
 
 
 def table_rows(
@@ -45,6 +48,7 @@ def summary(found: Sequence[dict[str, Any]], old: float) -> dict[str, Any]:
         "n_trained": first["n_trained"], "share": first["n_trained"] / first["n_base"],
         "score": statistics.fmean(scores), "half_width": half_width(scores),
         "bleu": statistics.fmean(run["bleu"] for run in found) if "bleu" in first else "",
+        "bleu_half_width": half_width([run["bleu"] for run in found]) if "bleu" in first else "",
         "memory_bytes": first["memory_bytes"], "delta_bytes": first["delta_bytes"],
         "forgotten_bits_per_byte": statistics.fmean(forgotten), "forgotten_half_width": half_width(forgotten),
     }  # fmt: skip
@@ -133,15 +137,16 @@ def plot_table(rows: Sequence[dict[str, Any]], before: Mapping[str, float], path
     with house_style():
         figure = Figure(figsize=(4.2 * len(tasks), 4.6))
         for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+            title, label, larger_is_better = QUALITY[task]
+            score, interval, label = PLOTTED.get(task, ("score", "half_width", label))
             for number, method in enumerate(methods):
                 for row in (row for row in rows if (row["method"], row["task"]) == (method, task)):
                     axes.errorbar(
-                        row["n_trained"], row["score"], row["half_width"], fmt=markers[number % len(markers)],
+                        row["n_trained"], row[score], row[interval], fmt=markers[number % len(markers)],
                         color=COLOURS[number % len(COLOURS)], markersize=6, capsize=2, linewidth=1, label=method,
                     )  # fmt: skip
-            title, label, larger_is_better = QUALITY[task]
             axes.set(title=title, xlabel="trained parameters", ylabel=label, xscale="log")
-            if task in before:
+            if task in before and task not in PLOTTED:
                 axes.axhline(before[task], color="0.6", linewidth=1, linestyle=":")
             if not larger_is_better:
                 axes.invert_yaxis()
