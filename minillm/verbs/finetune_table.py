@@ -152,8 +152,8 @@ def make_table(out: Path, config: TableConfig) -> list[dict[str, Any]]:
     old = old_domain(run.tokenizer)
     rates = {name: best_rate(out / "rates", name, run.model, tasks, config) for name in config.methods}
     runs = []
-    todo = [todo for todo in product(config.methods, tasks, range(config.n_seeds)) if fits(todo[0], tasks[todo[1]])]
-    for method, name, seed in tqdm(todo, desc="runs"):
+    todo = [todo for todo in product(range(config.n_seeds), config.methods, tasks) if fits(todo[1], tasks[todo[2]])]
+    for seed, method, name in tqdm(todo, desc="runs"):
         path = out / "runs" / f"{method}-{name}-{seed}.json"
         key = {"method": method, "task": name, "seed": seed, "steps": steps_of(name, config)}
         key["learning_rate"] = rates[method]
@@ -307,6 +307,6 @@ def settings_in_words(config: TableConfig, base: GPT) -> str:
         f"The base is a GPT-2 with biases ({shape.n_layers} layers, width {shape.d_model}, {base.n_parameters():,} "
         f"parameters), trained for {config.base_steps} steps on stories of the made world in which people feel. Each "
         f"run has {config.steps} steps (records {config.records_steps}) of {config.batch_size} rows with Adam; the "
-        f"rate rises for a tenth of them and falls to 0. {config.n_seeds} seeds (new heads, the method's first numbers, "
-        "order of the rows); intervals are of 95 % by Student's t."
+        f"rate rises for a tenth of them and falls to 0. {config.n_seeds} seeds (new heads, first numbers of the "
+        "method, order of the rows); intervals are of 95 % by Student's t."
     )
