@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from minillm.adapt.adapted import Adapted, adapt
-from minillm.adapt.fine_tuning import fine_tune, with_heads
+from minillm.adapt.fine_tuning import FineTuned, fine_tune, with_heads
 from minillm.adapt.in_front import host_of
 from minillm.adapt.methods import METHODS, Sizes, ready_for
 from minillm.adapt.tasks import TEST_SEED, Domain, Records, Sentiment, Task, TextPairs
@@ -213,9 +213,10 @@ def search_run(base: GPT, task: Task, config: TableConfig, key: dict[str, Any]) 
     """The mean loss of the last fifth of a short run."""
     model = ready_for(METHODS[key["method"]], copy.deepcopy(base))
     method = METHODS[key["method"]].make(config.sizes)
-    losses = fine_tune(
+    result = fine_tune(
         model, task, method, key["steps"], key["learning_rate"], SEARCH_SEED, progress=False, scored=False
-    ).losses
+    )
+    losses = whole(result).losses
     last = losses[-max(1, len(losses) // 5) :]
     return {"loss": statistics.fmean(last)}
 
@@ -225,7 +226,7 @@ def one_run(base: GPT, task: Task, old: Domain, config: TableConfig, key: dict[s
     started = time.perf_counter()
     model = ready_for(METHODS[key["method"]], copy.deepcopy(base))
     method = METHODS[key["method"]].make(config.sizes)
-    result = fine_tune(model, task, method, key["steps"], key["learning_rate"], key["seed"], progress=False)
+    result = whole(fine_tune(model, task, method, key["steps"], key["learning_rate"], key["seed"], progress=False))
     adapted = result.adapted
     figures = {
         "score": result.score, "n_trained": result.n_trained, "n_base": base.n_parameters(),
@@ -236,6 +237,13 @@ def one_run(base: GPT, task: Task, old: Domain, config: TableConfig, key: dict[s
         sources, targets = zip(*task.test_pairs, strict=True)
         figures["bleu"] = corpus_bleu(task.written(adapted.model, sources), [[target] for target in targets]).score
     return figures | {"seconds": time.perf_counter() - started}
+
+
+def whole(result: FineTuned) -> FineTuned:
+    """The result of a run that was not stopped; a signal ends the table, which goes on when it is made again."""
+    if result.stopped_by:
+        raise KeyboardInterrupt
+    return result
 
 
 def delta_bytes(adapted: Adapted) -> int:
