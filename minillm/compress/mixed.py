@@ -76,20 +76,20 @@ def allocate_bits(
         >>> allocate_bits(rises, {"a": 100, "b": 100, "c": 200}, bits_per_weight=3.0)
         {'a': 4, 'b': 4, 'c': 2}
     """
-    budget = math.floor(bits_per_weight * sum(sizes[name] for name in rises) + 1e-6)
-    rest = sum(min(options) * sizes[name] for name, options in rises.items())
+    total = sum(sizes[name] for name in rises)
+    budget = math.floor(bits_per_weight * total + 1e-6)
     ways: list[tuple[int, float, dict[str, int]]] = [(0, 0.0, {})]  # cost in bits, rise, choice
     for name, options in rises.items():
-        rest -= min(options) * sizes[name]
-        longer = [
-            (cost + bits * sizes[name], rise + options[bits], choice | {name: bits})
-            for cost, rise, choice in ways
-            for bits in options
-            if cost + bits * sizes[name] + rest <= budget
-        ]
-        ways = undominated(longer)
+        ways = undominated(
+            [
+                (cost + bits * sizes[name], rise + options[bits], choice | {name: bits})
+                for cost, rise, choice in ways
+                for bits in options
+                if cost + bits * sizes[name] <= budget
+            ]
+        )
     if not ways:
-        fewest = sum(min(rises[name]) * sizes[name] for name in rises) / sum(sizes[name] for name in rises)
+        fewest = sum(min(options) * sizes[name] for name, options in rises.items()) / total
         raise ConfigError(f"bits_per_weight={bits_per_weight}: the fewest bits everywhere are {fewest:.2f}")
     return ways[-1][2]
 
