@@ -1,6 +1,6 @@
 """Every way to store a model in few bits, at every width, on two trained models: size, quality, speed.
 
-The models are GPTs of four layers, one on stories of the made world in byte pairs, one on Shakespeare in single
+The models are GPTs of three layers, one on stories of the made world in byte pairs, one on Shakespeare in single
 characters; each is trained once with `minillm train` and kept in --work. For each form: bits of a weight of the linear
 layers, bytes of the whole model, bits per byte and next-token accuracy on text set aside, tokens per second for one
 text and for sixteen beside those of fp32 in turn, and the seconds that it took to make. Leaves quantize_ladder.md,
@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +40,12 @@ from minillm.verbs.run_folder import Run, open_run
 
 HERE = Path(__file__).resolve().parent
 SHAKESPEARE = HERE.parents[1] / "shared/data/tinyshakespeare.txt"
-STEPS, SCORED, CALIBRATION = 300, 128, 64  # training steps; windows to score; windows to calibrate
+STEPS, SCORED, CALIBRATION = 200, 128, 64  # training steps; windows to score; windows to calibrate
 
 
 @dataclass(frozen=True)
 class Form:
-    """One rung: a method with its grids, and the bits of the token table; 0 leaves that in fp32."""
+    """One rung: a method with its grids, and the bits of the token table; 0 leaves table and head in fp32."""
 
     method: str
     spec: QuantSpec | None = None
@@ -59,7 +59,7 @@ class Form:
             return "GGML" if self.method.startswith("q") else self.method
         kind = "row" if spec.group_size == 0 else f"groups of {spec.group_size}"
         kind += ", symmetric" if spec.symmetric else ""
-        return f"{self.method}, {kind}" + (", table too" if self.table else "")
+        return f"{self.method}, {kind}" + (", ends too" if self.table else "")
 
     @property
     def name(self) -> str:
@@ -101,7 +101,7 @@ def trained_run(work: Path, name: str, data: str, tokenizer: str, steps: int) ->
     """The run of that name, trained if it is not there."""
     folder = work / name
     if not (folder / "settings.json").exists():
-        words = ["train", "--data", data, "--tokenizer", tokenizer, "--model", "gpt2", "--size", "tiny"]
+        words = ["train", "--data", data, "--tokenizer", tokenizer, "--model", "modern", "--size", "mini"]
         words += ["--max-seq-len", "128", "--steps", str(steps), "--precision", "fp32", "--device", "cpu"]
         words += ["--out", str(folder)]
         if minillm(words):
@@ -113,11 +113,12 @@ def make(form: Form, model: GPT, windows: Sequence[Tensor]) -> None:
     """Bring a model into a form."""
     if form.method == "fp16":
         model.half().float()
-    elif form.method in ("gptq", "awq"):
-        quantize_by(form.method, model, windows, form.spec)
-    elif form.method != "fp32":
+    exclude = () if form.table else ("head",)
+    if form.method in ("gptq", "awq"):
+        quantize_by(form.method, model, windows, form.spec, exclude)
+    elif form.method not in ("fp32", "fp16"):
         store = form_by_name(form.method, form.spec)
-        quantize_model(model, lambda _, layer: store(layer))
+        quantize_model(model, lambda _, layer: store(layer), exclude=exclude)
     if form.table:
         pack_embedding(model, QuantSpec(form.table, 32))
 
@@ -173,7 +174,7 @@ def measure(form: Form, run: Run, ids: Tensor, n_bytes: int, base: float | None,
     report = compression_report(model)
     halves = 2 if form.method == "fp16" else 1                     # kept in fp32 here, stored in 16 bits
     use_backend(model, "auto")
-    n_tokens, n_pairs = (4, 1) if quick else (24, 5)
+    n_tokens, n_pairs = (4, 1) if quick else (12, 5)
     alone, sixteen = (speed(model, run.model, batch_size, n_tokens, n_pairs) for batch_size in (1, 16))
     whole = report.whole.n_bytes // halves
     linear, smaller = report.linear.bits_per_weight / halves, 4 * report.whole.n_weights / whole
@@ -248,7 +249,7 @@ def main() -> None:
         panels.append(panel_of(title, rungs))
         rows += [{"model": title, **vars(rung)} for rung in rungs.values()]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    plot_panels([replace(panel) for panel in panels], arguments.out / "quantize_ladder.png")
+    plot_panels(panels, arguments.out / "quantize_ladder.png")
     with (arguments.out / "quantize_ladder.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["model", *(field.name for field in fields(Rung))])
         writer.writeheader()
@@ -257,9 +258,10 @@ def main() -> None:
     head = (
         "# Few bits: every method and width\n\nMade by `python benchmarks/quantize_ladder.py --threads "
         f"{arguments.threads}` in {minutes:.1f} minutes on a processor with {torch.backends.cpu.get_cpu_capability()}. "
-        "Linear layers in few bits, token table and norms in fp32 unless the form says \"table too\" and its bits. "
-        "\"smaller\" is the whole model against fp32. Speeds are beside those of fp32 in turn; in models this small "
-        "most of a token's time is not spent on weights.\n\n![bits per byte, bits of a weight](quantize_ladder.png)"
+        "Linear layers in few bits; table, head and norms in fp32, unless the form says \"ends too\" and the table's "
+        "bits. \"smaller\" is the whole model against fp32. Speeds are beside those of fp32 in turn; in models this "
+        "small most of a token's time is not spent on weights.\n\n"
+        "![bits per byte, bits of a weight](quantize_ladder.png)"
     )
     (arguments.out / "quantize_ladder.md").write_text("\n\n".join([head, *parts]) + "\n", encoding="utf-8")
     print(f"{minutes:.1f} minutes; {arguments.out / 'quantize_ladder.md'}")
