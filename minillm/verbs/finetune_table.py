@@ -46,7 +46,12 @@ from minillm.verbs.run_folder import open_run
 SEARCH_SEED = 100
 SEARCH_TASKS = ("sentiment", "domain")
 N_PROSE_TEST = 8  # of the 71 pieces of prose, the last ones, which no training sees
-FACTORS = (1 / 3, 1.0, 3.0)  # of a first guess, in the search for learning rates
+FIRST_GUESS = {  # of learning rates; the search tries a third of it, itself and three times as much
+    "full": 1e-3, "head": 1e-2, "last": 3e-3, "feed_forward": 1e-3, "bitfit": 1e-2, "lora": 1e-2, "qlora": 1e-2,
+    "adapter": 1e-2, "pfeiffer": 1e-2, "prefix": 1e-2, "p_tuning_v2": 3e-2, "prompt": 3e-2, "p_tuning": 1e-2,
+    "ia3": 3e-2, "intrinsic": 1e-2,
+}  # fmt: skip
+FACTORS = (1 / 3, 1.0, 3.0)
 TIMING_ROUNDS = 4
 NEEDS_A_NEW_HEAD = ("head",)  # methods for tasks that bring one: the base's own is its token embedding
 
@@ -193,12 +198,11 @@ def cached(path: Path, key: dict[str, Any], make: Callable[[dict[str, Any]], dic
 
 def best_rate(folder: Path, method: str, base: GPT, tasks: dict[str, Task], config: TableConfig) -> float:
     """The learning rate with the smallest loss at the end, the geometric mean over two tasks, of three; seed 100."""
-    guess = METHODS[method].learning_rate
     if not config.search_steps:
-        return guess
+        return METHODS[method].learning_rate
     losses = {}
     for factor in FACTORS:
-        rate = float(f"{guess * factor:.1g}")
+        rate = float(f"{FIRST_GUESS[method] * factor:.1g}")
         losses[rate] = 1.0
         for name, task in tasks.items():
             if name not in SEARCH_TASKS or not fits(method, task):
