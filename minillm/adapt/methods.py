@@ -68,34 +68,34 @@ def lora(sizes: Sizes) -> LoraConfig:
 
 METHODS = {
     "full": Method(lambda sizes: FullConfig(), 1e-3, "all numbers"),
-    "head": Method(lambda sizes: HeadConfig(), 1e-2, "the head alone"),
+    "head": Method(lambda sizes: HeadConfig(), 3e-2, "the head alone"),
     "last": Method(lambda sizes: LastLayersConfig(n_layers=sizes.n_layers), 3e-3, "the last layers"),
     "feed_forward": Method(lambda sizes: FeedForwardConfig(), 1e-3, "the feed-forward layers"),
-    "bitfit": Method(lambda sizes: BitFitConfig(), 1e-2, "the biases"),
+    "bitfit": Method(lambda sizes: BitFitConfig(), 3e-2, "the biases"),
     "lora": Method(lora, 1e-2, "low-rank branches beside queries and values, or beside --targets"),
     "qlora": Method(lora, 1e-2, "the same beside layers stored in 4 bits", packed=True),
     "adapter": Method(lambda sizes: AdapterConfig(bottleneck=sizes.width), 1e-2, "two small networks per layer"),
     "pfeiffer": Method(
-        lambda sizes: AdapterConfig(bottleneck=sizes.width, placement="pfeiffer"), 1e-2, "one small network per layer"
+        lambda sizes: AdapterConfig(bottleneck=sizes.width, placement="pfeiffer"), 3e-2, "one small network per layer"
     ),
     "prefix": Method(
         lambda sizes: PrefixConfig(n_virtual=sizes.n_virtual, reparametrised=True, d_hidden=sizes.d_hidden),
-        1e-2, "keys and values in front, made by a network",
+        3e-3, "keys and values in front, made by a network",
     ),
     "p_tuning_v2": Method(
-        lambda sizes: PrefixConfig(n_virtual=sizes.n_virtual), 3e-2, "keys and values in front, learned themselves"
+        lambda sizes: PrefixConfig(n_virtual=sizes.n_virtual), 9e-2, "keys and values in front, learned themselves"
     ),
     "prompt": Method(
-        lambda sizes: PromptConfig(n_virtual=sizes.n_virtual, initial="vocabulary"), 3e-2, "word vectors in front"
+        lambda sizes: PromptConfig(n_virtual=sizes.n_virtual, initial="vocabulary"), 9e-2, "word vectors in front"
     ),
     "p_tuning": Method(
         lambda sizes: PTuningConfig(n_virtual=sizes.n_virtual, d_hidden=sizes.d_hidden),
         1e-2, "word vectors in front, made by a network",
     ),
-    "ia3": Method(lambda sizes: IA3Config(outputs=sizes.targets), 3e-2, "factors of keys, values and inner numbers"),
+    "ia3": Method(lambda sizes: IA3Config(outputs=sizes.targets), 9e-2, "factors of keys, values and inner numbers"),
     "intrinsic": Method(
         lambda sizes: IntrinsicConfig(dimension=sizes.dimension, structure="said"),
-        1e-2, "a few numbers, spread over all by a fixed random map",
+        3e-2, "a few numbers, spread over all by a fixed random map",
     ),
 }  # fmt: skip
 
