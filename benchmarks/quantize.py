@@ -158,7 +158,8 @@ def main() -> None:
         models[form] = model_in(form, n_layers)
         print(f"made {form}", flush=True)
     expected = scores_of(models["fp32"])
-    seconds = measure_speed(models, 3 if arguments.quick else 7, 4 if arguments.quick else 16)
+    seconds = measure_speed(models, 3 if arguments.quick else 7, 4 if arguments.quick else 8)
+    print({form: round(1 / statistics.median(times), 1) for form, times in seconds.items()}, "tokens/s", flush=True)
     memory = {form: memory_of(form, n_layers, arguments.threads) for form in MEASURED}
     n_weights = models["fp32"].n_parameters()
     processor = torch.backends.cpu.get_cpu_capability()
