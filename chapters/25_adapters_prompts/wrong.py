@@ -99,10 +99,10 @@ def forward(self, *args, **kwargs):
     return h.detach() + self.adapter(h) if self.adapter.is_on else h
 
 
-# --- 25.3 a prefix's keys and values
+# --- 25.4 a prefix's keys and values
 
 
-@wrong("25.3", "all keys first, then all values: layers read each other's")
+@wrong("25.4", "all keys first, then all values: layers read each other's")
 def keys_and_values(self, layer):
     width = self.n_kv_heads * self.d_head
     keys, values = self.rows().chunk(2, dim=1)
@@ -111,7 +111,7 @@ def keys_and_values(self, layer):
     return keys[:, here].unflatten(1, shape).transpose(0, 1), values[:, here].unflatten(1, shape).transpose(0, 1)
 
 
-@wrong("25.3", "every layer gets the rows of the first")
+@wrong("25.4", "every layer gets the rows of the first")
 def keys_and_values(self, layer):
     width = self.n_kv_heads * self.d_head
     rows = self.rows()[:, : 2 * width]
@@ -119,7 +119,7 @@ def keys_and_values(self, layer):
     return key, value
 
 
-@wrong("25.3", "values and keys exchanged")
+@wrong("25.4", "values and keys exchanged")
 def keys_and_values(self, layer):
     width = self.n_kv_heads * self.d_head
     rows = self.rows()[:, 2 * layer * width : 2 * (layer + 1) * width]
@@ -127,7 +127,7 @@ def keys_and_values(self, layer):
     return value, key
 
 
-@wrong("25.3", "reshaped where it should be turned: heads and rows are mixed up")
+@wrong("25.4", "reshaped where it should be turned: heads and rows are mixed up")
 def keys_and_values(self, layer):
     width = self.n_kv_heads * self.d_head
     rows = self.rows()[:, 2 * layer * width : 2 * (layer + 1) * width]
@@ -136,7 +136,7 @@ def keys_and_values(self, layer):
     return key.reshape(shape), value.reshape(shape)
 
 
-@wrong("25.3", "the network without its tanh")
+@wrong("25.4", "the network without its tanh")
 def keys_and_values(self, layer):
     width = self.n_kv_heads * self.d_head
     here = slice(2 * layer * width, 2 * (layer + 1) * width)
@@ -148,7 +148,7 @@ def keys_and_values(self, layer):
     return key, value
 
 
-@wrong("25.3", "the rows are numbers without a gradient: nothing is trained")
+@wrong("25.4", "the rows are numbers without a gradient: nothing is trained")
 def keys_and_values(self, layer):
     width = self.n_kv_heads * self.d_head
     rows = self.folded()[:, 2 * layer * width : 2 * (layer + 1) * width]
@@ -156,21 +156,21 @@ def keys_and_values(self, layer):
     return key, value
 
 
-# --- 25.4 places behind a prefix
+# --- 25.5 places behind a prefix
 
 
-@wrong("25.4", "the text's places count from 0, as if no prefix stood before it")
+@wrong("25.5", "the text's places count from 0, as if no prefix stood before it")
 def moved(self, here):
     return here
 
 
-@wrong("25.4", "only tensors are moved: right in a batch with padding, wrong without")
+@wrong("25.5", "only tensors are moved: right in a batch with padding, wrong without")
 def moved(self, here):
     n_before = self.prefix.n_virtual if self.prefix.is_on else 0
     return here if isinstance(here, slice) else here + n_before
 
 
-@wrong("25.4", "moves the text also when the prefix is switched off")
+@wrong("25.5", "moves the text also when the prefix is switched off")
 def moved(self, here):
     n_before = self.prefix.n_virtual
     if isinstance(here, slice):
@@ -178,7 +178,7 @@ def moved(self, here):
     return here + n_before
 
 
-@wrong("25.4", "one place too few: the last prefix row and the first token share a place")
+@wrong("25.5", "one place too few: the last prefix row and the first token share a place")
 def moved(self, here):
     n_before = self.prefix.n_virtual - 1 if self.prefix.is_on else 0
     if isinstance(here, slice):
@@ -186,10 +186,10 @@ def moved(self, here):
     return here + n_before
 
 
-# --- 25.5 the network folded into rows
+# --- 25.3 the network folded into rows
 
 
-@wrong("25.5", "the network stays: the table is made, and nothing is saved")
+@wrong("25.3", "the network stays: the table is made, and nothing is saved")
 @torch.no_grad()
 def fold(self, table):
     old = next(self.parameters())
@@ -199,7 +199,7 @@ def fold(self, table):
     self.table = nn.Parameter(table.to(old.device, old.dtype, copy=True), requires_grad=old.requires_grad)
 
 
-@wrong("25.5", "a new table where there was one: an optimizer goes on with the old")
+@wrong("25.3", "a new table where there was one: an optimizer goes on with the old")
 @torch.no_grad()
 def fold(self, table):
     old = next(self.parameters())
@@ -210,7 +210,7 @@ def fold(self, table):
     self.table = nn.Parameter(table.to(old.device, old.dtype, copy=True), requires_grad=old.requires_grad)
 
 
-@wrong("25.5", "a table that is no parameter: nothing more is trained or saved")
+@wrong("25.3", "a table that is no parameter: nothing more is trained or saved")
 @torch.no_grad()
 def fold(self, table):
     old = next(self.parameters())
@@ -224,7 +224,7 @@ def fold(self, table):
     self.table = table.to(old.device, old.dtype, copy=True)
 
 
-@wrong("25.5", "keeps the number format of the rows instead of the model's")
+@wrong("25.3", "keeps the number format of the rows instead of the model's")
 @torch.no_grad()
 def fold(self, table):
     old = next(self.parameters())
@@ -238,7 +238,7 @@ def fold(self, table):
     self.table = nn.Parameter(table.clone(), requires_grad=old.requires_grad)
 
 
-@wrong("25.5", "frozen rows are trained again after folding")
+@wrong("25.3", "frozen rows are trained again after folding")
 @torch.no_grad()
 def fold(self, table):
     old = next(self.parameters())

@@ -197,7 +197,7 @@ def test_adapter_gradients_go_both_ways(impl, rng):
     expect_close(found, expected, what="the gradient by what the part reads")
 
 
-# --- 25.3 a prefix's keys and values
+# --- 25.4 a prefix's keys and values
 
 
 def written_out(row, layer, n_kv_heads, d_head):
@@ -209,7 +209,7 @@ def written_out(row, layer, n_kv_heads, d_head):
     return key, value
 
 
-@task("25.3", cases=3)
+@task("25.4", cases=3)
 def test_prefix_rows_of_a_table(impl, rng):
     n_layers, n_heads, d_head, n_virtual = whole(rng, 2, 5), whole(rng, 2, 4), whole(rng, 4, 6), whole(rng, 6, 9)
     prefix = impl.Prefix(n_layers, n_heads, d_head, PrefixConfig(n_virtual=n_virtual), Seeded(1)).double()
@@ -220,7 +220,7 @@ def test_prefix_rows_of_a_table(impl, rng):
         expect_close(found, expected, what=f"keys and values of layer {layer} of {n_layers}")
 
 
-@task("25.3", cases=3)
+@task("25.4", cases=3)
 def test_prefix_rows_from_a_network(impl, rng):
     n_layers, n_heads, d_head, n_virtual = whole(rng, 2, 4), whole(rng, 2, 4), 5, whole(rng, 3, 6)
     config = PrefixConfig(n_virtual=n_virtual, reparametrised=True, d_hidden=7)
@@ -234,7 +234,7 @@ def test_prefix_rows_from_a_network(impl, rng):
         expect_close(found, expected, what=f"keys and values of layer {layer} that the network makes")
 
 
-@task("25.3", cases=2)
+@task("25.4", cases=2)
 def test_prefix_gradients(impl, rng):
     for reparametrised in (False, True):
         config = PrefixConfig(n_virtual=3, reparametrised=reparametrised, d_hidden=6)
@@ -252,7 +252,7 @@ def test_prefix_gradients(impl, rng):
             expect_close(found[name], gradient, what=f"the gradient of {name} through one layer's keys and values")
 
 
-@task("25.3", cases=2)
+@task("25.4", cases=2)
 def test_a_prefix_of_real_tokens_is_reading_them(impl, rng):
     first = tuple(int(x) for x in rng.integers(0, V, 3))
     for kind, settings in KINDS.items():
@@ -262,10 +262,10 @@ def test_a_prefix_of_real_tokens_is_reading_them(impl, rng):
         expect_close(model(ids), expected, what=f"logits behind a prefix of three real tokens ({kind})")
 
 
-# --- 25.4 places behind a prefix
+# --- 25.5 places behind a prefix
 
 
-@task("25.4", cases=2)
+@task("25.5", cases=2)
 def test_places_behind_a_prefix(impl, rng):
     n_virtual = whole(rng, 2, 6)
     model = small_gpt(impl, rng)
@@ -279,7 +279,7 @@ def test_places_behind_a_prefix(impl, rng):
     expect_equal(model.moved(places), places, what=f"{places.tolist()} with the prefix switched off")
 
 
-@task("25.4")
+@task("25.5")
 def test_places_in_a_model(impl, rng):
     first = (7, 2)
     for kind in ("learned positions", "rotary positions"):
@@ -295,7 +295,7 @@ def test_places_in_a_model(impl, rng):
             expect_close(together[number, -len(row) :], model(row[None])[0], what=f"a text behind padding ({kind})")
 
 
-# --- 25.5 the network folded into rows
+# --- 25.3 the network folded into rows
 
 
 def a_network(impl, kind, rng):
@@ -306,7 +306,7 @@ def a_network(impl, kind, rng):
     return impl.PromptEncoder(6, config, Seeded(whole(rng, 0, 1000)))
 
 
-@task("25.5", cases=2)
+@task("25.3", cases=2)
 def test_fold_keeps_the_rows_and_nothing_else(impl, rng):
     for kind in ("prefix", "mlp", "lstm"):
         network = a_network(impl, kind, rng).double()
@@ -321,7 +321,7 @@ def test_fold_keeps_the_rows_and_nothing_else(impl, rng):
         expect_equal(network.rows(), other, what=f"the rows after folding others into the table ({kind})")
 
 
-@task("25.5")
+@task("25.3")
 def test_fold_keeps_format_and_whether_it_is_trained(impl, rng):
     for dtype in (torch.float64, torch.float32):
         for trained in (True, False):
@@ -333,7 +333,7 @@ def test_fold_keeps_format_and_whether_it_is_trained(impl, rng):
             expect_equal(network.get("table.requires_grad"), trained, what="whether the table is trained")
 
 
-@task("25.5", cases=2)
+@task("25.3", cases=2)
 def test_fold_writes_into_a_table_that_an_optimizer_knows(impl, rng):
     prefix = impl.Prefix(2, 2, 4, PrefixConfig(n_virtual=3), Seeded(1)).double()
     optimizer = impl.AdamW(prefix.parameters(), lr=0.5, weight_decay=0.0)
@@ -346,7 +346,7 @@ def test_fold_writes_into_a_table_that_an_optimizer_knows(impl, rng):
     expect_close(prefix.get("table"), rows - 0.5 / (1 + 1e-8), what="the table after a step")
 
 
-@task("25.5")
+@task("25.3")
 def test_fold_in_a_model(impl, rng):
     for config in (PrefixConfig(n_virtual=3, reparametrised=True, d_hidden=6), PTuningConfig(n_virtual=3, d_hidden=5)):
         model, ids = small_gpt(impl, rng), ids_of(rng, 2, 5)
