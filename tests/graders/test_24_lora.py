@@ -190,8 +190,19 @@ def test_fresh_branch_of_an_unfused_layer_and_of_a_table(impl, rng):
     expect_equal(branches["whole"].get("rows"), slice(0, 16), what="the rows that a table's branch changes")
     expect(not a.any(), "for a table A is zero")
     expect(0.8 < b.std().item() < 1.2, f"for a table B is normal with standard deviation 1, not {b.std().item():.3f}")
+    again = impl.make_branches(model, "token_embedding", LoraConfig(rank=9), Seeded(1))["whole"]
+    expect_equal(again.get("B"), b, what="a table's B drawn again from a generator with the same seed")
     half = impl.make_branches(model.bfloat16(), "blocks.0.attention.output", LoraConfig(rank=2), Seeded(1))["whole"]
     expect_equal(half.get("A").dtype, torch.float32, what="the number format of A in a model of bfloat16")
+
+
+@task("24.1", needs=("24.5",))
+def test_fresh_branch_beside_another(impl, rng):
+    model = small_gpt(impl)
+    impl.adapt(model, LoraConfig(rank=2), "one", Seeded(0))
+    branches = impl.make_branches(model, "blocks.1.attention.qkv", LoraConfig(rank=3), Seeded(1))
+    shapes = [tuple(branches[part].get("B").shape) for part in ("query", "value")]
+    expect_equal(shapes, [(16, 3), (8, 3)], what="shapes of B where the layer has a branch of another adapter already")
 
 
 @task("24.1")
