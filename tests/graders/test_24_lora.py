@@ -1,4 +1,4 @@
-"""Chapter 24. Oracles: products written out, numpy's kron and scipy's Hadamard matrix, quantiles of scipy, counted names."""
+"""Chapter 24. Oracles: products written out, scipy's Hadamard matrix and normal quantiles, names that are counted."""
 
 import math
 
@@ -102,7 +102,8 @@ def test_dropout_is_on_the_branch_alone(impl, rng):
     base, branch = F.linear(x, state["weight"]), F.linear(x, 1.5 * change)
     layer.train()
     factors = (layer(x) - base) / branch
-    expect_close(factors.std(dim=1), torch.zeros(n_rows).double(), 1e-7, what="the spread of the branch's factors within a row")
+    spread = factors.std(dim=1)
+    expect_close(spread, torch.zeros_like(spread), 1e-7, what="the spread of the branch's factors within a row")
     share = (factors[:, 0].abs() < 1e-6).double().mean().item()
     expect(abs(share - chance) < 0.11, f"dropout {chance:.2f} while training: {share:.2f} of the inputs were dropped")
     kept = factors[:, 0][factors[:, 0].abs() > 1e-6]
@@ -180,7 +181,7 @@ def test_fresh_branch_of_an_unfused_layer_and_of_a_table(impl, rng):
     model = small_gpt(impl, d_ff=40, bias=True).double()
     branch = impl.make_branches(model, "blocks.1.feed_forward.down", LoraConfig(rank=4), Seeded(1))["whole"]
     a, b = branch.get("A"), branch.get("B")
-    expect_equal((tuple(a.shape), tuple(b.shape)), ((4, 40), (16, 4)), what="shapes of A and B for 40 inputs, 16 outputs")
+    expect_equal((tuple(a.shape), tuple(b.shape)), ((4, 40), (16, 4)), what="shapes of A and B, 40 in, 16 out")
     expect_equal((a.dtype, b.dtype), (torch.float64, torch.float64), what="the number format in a model of float64")
     expect(bool(a.any()) and not b.any(), "A is drawn and B zero")
     branches = impl.make_branches(model, "token_embedding", LoraConfig(rank=9), Seeded(1))
@@ -208,9 +209,8 @@ def test_fresh_branch_beside_another(impl, rng):
 @task("24.1")
 def test_ranks_that_are_too_high(impl, rng):
     model = small_gpt(impl, d_ff=40)
-    config = LoraConfig(rank=9, parts=("key",))                    # keys are 8 numbers
     for place, config in (
-        ("blocks.0.attention.qkv", config),
+        ("blocks.0.attention.qkv", LoraConfig(rank=9, parts=("key",))),  # keys are 8 numbers
         ("blocks.0.feed_forward.up", LoraConfig(rank=17)),
         ("token_embedding", LoraConfig(rank=12)),
     ):
@@ -464,6 +464,6 @@ def test_code_is_ordered_and_has_zero_and_both_ends(impl, rng):
 
 @task("24.8")
 def test_published_levels(impl, rng):
-    published = [-1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0, 0.0796, 0.1609, 0.2461, 0.3379, 0.4407,
-                 0.5626, 0.7230, 1.0]  # fmt: skip
+    published = [-1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0, 0.0796, 0.1609, 0.2461, 0.3379,
+                 0.4407, 0.5626, 0.7230, 1.0]  # fmt: skip
     expect_close(impl.nf4_code(), torch.tensor(published), 1e-4, what="the levels as they were published")
