@@ -387,17 +387,14 @@ def round_columns(left, factor, grids):
 # --- 31.7 GPTQ
 
 
-def order_of(hessian, config):
-    order = torch.arange(len(hessian))
-    return hessian.diagonal().argsort(descending=True, stable=True) if config.activation_order else order
-
-
 @wrong("31.7", "the order is not undone: columns come back in the order of the work")
 def gptq(weight, hessian, spec, config=None):
     config = config or GPTQConfig()
     check_hessian_shape(weight, hessian)
     config.check_order(spec, len(hessian))
-    order = order_of(hessian, config)
+    order = torch.arange(len(hessian))
+    if config.activation_order:
+        order = hessian.diagonal().argsort(descending=True, stable=True)
     hessian = hessian[order][:, order]
     grids = ColumnGrids(weight, spec, config, order)
     factor, damping = damped_factor(hessian, config.damping)
@@ -411,7 +408,9 @@ def gptq(weight, hessian, spec, config=None):
     config = config or GPTQConfig()
     check_hessian_shape(weight, hessian)
     config.check_order(spec, len(hessian))
-    order = order_of(hessian, config)
+    order = torch.arange(len(hessian))
+    if config.activation_order:
+        order = hessian.diagonal().argsort(descending=True, stable=True)
     hessian = hessian[order][:, order]
     grids = ColumnGrids(weight, spec, config, order)
     factor, damping = damped_factor(hessian, config.damping)
@@ -425,7 +424,9 @@ def gptq(weight, hessian, spec, config=None):
     config = config or GPTQConfig()
     check_hessian_shape(weight, hessian)
     config.check_order(spec, len(hessian))
-    order = order_of(hessian, config)
+    order = torch.arange(len(hessian))
+    if config.activation_order:
+        order = hessian.diagonal().argsort(descending=True, stable=True)
     hessian = hessian[order][:, order]
     grids = ColumnGrids(weight, spec, config, order)
     factor = inverse_factor(hessian)
@@ -439,7 +440,9 @@ def gptq(weight, hessian, spec, config=None):
     config = config or GPTQConfig()
     check_hessian_shape(weight, hessian)
     config.check_order(spec, len(hessian))
-    order = order_of(hessian, config)
+    order = torch.arange(len(hessian))
+    if config.activation_order:
+        order = hessian.diagonal().argsort(descending=True, stable=True)
     grids = ColumnGrids(weight, spec, config, order)
     factor, damping = damped_factor(hessian, config.damping)
     rounded, error = round_columns(weight.T[order].to(grids.scales.dtype), factor.to(grids.scales.dtype), grids)
@@ -466,7 +469,9 @@ def gptq(weight, hessian, spec, config=None):
     config = config or GPTQConfig()
     check_hessian_shape(weight, hessian)
     config.check_order(spec, len(hessian))
-    order = order_of(hessian, config)
+    order = torch.arange(len(hessian))
+    if config.activation_order:
+        order = hessian.diagonal().argsort(descending=True, stable=True)
     hessian = hessian[order][:, order]
     grids = ColumnGrids(weight, spec, config, torch.arange(len(hessian)))
     factor, damping = damped_factor(hessian, config.damping)
@@ -482,7 +487,9 @@ def gptq(weight, hessian, spec, config=None):
     config.check_order(spec, len(hessian))
     before = hessian.diagonal().clone()
     factor, damping = damped_factor(hessian, config.damping)
-    order = order_of(hessian, config)
+    order = torch.arange(len(hessian))
+    if config.activation_order:
+        order = hessian.diagonal().argsort(descending=True, stable=True)
     hessian.diagonal().add_(damping * before.mean())
     if config.activation_order:
         factor, _ = damped_factor(hessian[order][:, order], 0.0)
@@ -496,7 +503,9 @@ def gptq(weight, hessian, spec, config=None):
 def gptq(weight, hessian, spec, config=None):
     config = config or GPTQConfig()
     check_hessian_shape(weight, hessian)
-    order = order_of(hessian, config)
+    order = torch.arange(len(hessian))
+    if config.activation_order:
+        order = hessian.diagonal().argsort(descending=True, stable=True)
     hessian = hessian[order][:, order]
     grids = ColumnGrids(weight, spec, config, order)
     factor, damping = damped_factor(hessian, config.damping)
