@@ -73,6 +73,44 @@ class Behind:
         raise NotImplementedError("task 25.2")
 
 
+class Table(nn.Module):
+    """A table of P learned rows, which perhaps a network makes until it has been trained; a base class.
+
+    A subclass has the attribute `table`, the rows or None, and the method `made`, the rows that its network makes.
+
+    Attributes:
+        is_on: whether the rows stand in front of texts.
+    """
+
+    table: nn.Parameter | None
+
+    def __init__(self):
+        super().__init__()
+        self.is_on = True
+
+    def made(self) -> Tensor:
+        """The rows as the network makes them, with a gradient."""
+        raise NotImplementedError
+
+    def rows(self) -> Tensor:
+        """All rows, (P, ...), with a gradient."""
+        return self.made() if self.table is None else self.table
+
+    @torch.no_grad()
+    def folded(self) -> Tensor:
+        """The rows as numbers."""
+        return self.rows().detach().clone()
+
+    @torch.no_grad()
+    def fold(self, table: Tensor) -> None:
+        """Keep these rows, and no network."""
+        # TASK 25.3 (2 points)
+        # Two cases. Where there is a table already, an optimizer may know it: write into it. Where a network makes
+        # the rows, remember device, number format and `requires_grad` of one of its parameters before you delete all
+        # of them.
+        raise NotImplementedError("task 25.3")
+
+
 class Prefix(Table):
     """Keys and values for every layer: a table of P rows, or the network that makes it.
 
@@ -125,11 +163,11 @@ class Prefix(Table):
         Returns:
             keys and values, each (G, P, D).
         """
-        # TASK 25.3 (3 points)
+        # TASK 25.4 (3 points)
         # A row of the table holds layer 0's key, layer 0's value, layer 1's key and so on, each as wide as all heads
         # together. With a network only the part of its last layer that makes this layer's rows is needed: rows of its
         # weight, and of its bias.
-        raise NotImplementedError("task 25.3")
+        raise NotImplementedError("task 25.4")
 
 
 class PlacesAfterPrefix:
@@ -147,46 +185,8 @@ class PlacesAfterPrefix:
 
     def moved(self, here: slice | Tensor) -> slice | Tensor:
         """The places behind the prefix."""
-        # TASK 25.4 (1 point)
+        # TASK 25.5 (1 point)
         # Where does the text's first token stand if P rows come before it? The places come as a slice or as a tensor.
-        raise NotImplementedError("task 25.4")
-
-
-class Table(nn.Module):
-    """A table of P learned rows, which perhaps a network makes until it has been trained; a base class.
-
-    A subclass has the attribute `table`, the rows or None, and the method `made`, the rows that its network makes.
-
-    Attributes:
-        is_on: whether the rows stand in front of texts.
-    """
-
-    table: nn.Parameter | None
-
-    def __init__(self):
-        super().__init__()
-        self.is_on = True
-
-    def made(self) -> Tensor:
-        """The rows as the network makes them, with a gradient."""
-        raise NotImplementedError
-
-    def rows(self) -> Tensor:
-        """All rows, (P, ...), with a gradient."""
-        return self.made() if self.table is None else self.table
-
-    @torch.no_grad()
-    def folded(self) -> Tensor:
-        """The rows as numbers."""
-        return self.rows().detach().clone()
-
-    @torch.no_grad()
-    def fold(self, table: Tensor) -> None:
-        """Keep these rows, and no network."""
-        # TASK 25.5 (2 points)
-        # Two cases. Where there is a table already, an optimizer may know it: write into it. Where a network makes
-        # the rows, remember device, number format and `requires_grad` of one of its parameters before you delete all
-        # of them.
         raise NotImplementedError("task 25.5")
 
 

@@ -130,7 +130,7 @@ def adapter_formula(state, name, h):
     return h + F.linear(waist, state[f"{name}.up.weight"], state[f"{name}.up.bias"])
 
 
-@task("25.2", cases=2)
+@task("25.2", cases=2, needs=("25.1",))
 def test_adapter_adds_to_what_the_part_made(impl, rng):
     model, x = small_gpt(impl, rng, **KINDS["learned positions"]), normal(rng, 2, 3, WIDTH)
     parts = ("blocks.0.feed_forward", "blocks.1.attention.output")
@@ -149,7 +149,7 @@ def test_adapter_adds_to_what_the_part_made(impl, rng):
         expect_close(model.get(name)(x), expected, what=f"{name} with an adapter behind it")
 
 
-@task("25.2")
+@task("25.2", needs=("25.1",))
 def test_adapter_switched_off_is_the_base(impl, rng):
     model, ids = small_gpt(impl, rng, **KINDS["learned positions"]), ids_of(rng, 2, 6)
     base = model(ids)
@@ -159,7 +159,7 @@ def test_adapter_switched_off_is_the_base(impl, rng):
     expect_close(model(ids), base, what="the logits with the adapters switched off")
 
 
-@task("25.2", cases=2)
+@task("25.2", cases=2, needs=("25.1",))
 def test_adapter_starts_as_the_base(impl, rng):
     for placement in ("houlsby", "pfeiffer"):
         model, ids = small_gpt(impl, rng, **KINDS["rotary positions"]), ids_of(rng, 2, 6)
@@ -168,7 +168,7 @@ def test_adapter_starts_as_the_base(impl, rng):
         expect_equal(model(ids), base, what=f"the logits with fresh {placement} adapters whose W_up is 0")
 
 
-@task("25.2")
+@task("25.2", needs=("25.1",))
 def test_adapter_behind_a_whole_layer_passes_everything_on(impl, rng):
     """Pfeiffer's stands behind a block, which is called with mask, cache and positions."""
     model = small_gpt(impl, rng, **KINDS["learned positions"])
@@ -182,7 +182,7 @@ def test_adapter_behind_a_whole_layer_passes_everything_on(impl, rng):
     expect_close(found, model(text), what="logits piece by piece from a cache")
 
 
-@task("25.2")
+@task("25.2", needs=("25.1",))
 def test_adapter_gradients_go_both_ways(impl, rng):
     model, x = small_gpt(impl, rng, **KINDS["learned positions"]), normal(rng, 1, 2, WIDTH)
     impl.adapt(model, AdapterConfig(bottleneck=4, activation="tanh", initial_std=0.5), generator=Seeded(3))
@@ -252,7 +252,7 @@ def test_prefix_gradients(impl, rng):
             expect_close(found[name], gradient, what=f"the gradient of {name} through one layer's keys and values")
 
 
-@task("25.4", cases=2)
+@task("25.4", cases=2, needs=("25.3", "25.5"))
 def test_a_prefix_of_real_tokens_is_reading_them(impl, rng):
     first = tuple(int(x) for x in rng.integers(0, V, 3))
     for kind, settings in KINDS.items():
@@ -265,7 +265,7 @@ def test_a_prefix_of_real_tokens_is_reading_them(impl, rng):
 # --- 25.5 places behind a prefix
 
 
-@task("25.5", cases=2)
+@task("25.5", cases=2, needs=("25.3", "25.4"))
 def test_places_behind_a_prefix(impl, rng):
     n_virtual = whole(rng, 2, 6)
     model = small_gpt(impl, rng)
@@ -279,7 +279,7 @@ def test_places_behind_a_prefix(impl, rng):
     expect_equal(model.moved(places), places, what=f"{places.tolist()} with the prefix switched off")
 
 
-@task("25.5")
+@task("25.5", needs=("25.3", "25.4"))
 def test_places_in_a_model(impl, rng):
     first = (7, 2)
     for kind in ("learned positions", "rotary positions"):
@@ -346,7 +346,7 @@ def test_fold_writes_into_a_table_that_an_optimizer_knows(impl, rng):
     expect_close(prefix.get("table"), rows - 0.5 / (1 + 1e-8), what="the table after a step")
 
 
-@task("25.3")
+@task("25.3", needs=("25.4", "25.5", "25.7"))
 def test_fold_in_a_model(impl, rng):
     for config in (PrefixConfig(n_virtual=3, reparametrised=True, d_hidden=6), PTuningConfig(n_virtual=3, d_hidden=5)):
         model, ids = small_gpt(impl, rng), ids_of(rng, 2, 5)
@@ -423,7 +423,7 @@ def test_prompt_refuses_ids_outside_the_vocabulary(impl, rng):
 # --- 25.7 a prompt in front of a text
 
 
-@task("25.7", cases=2)
+@task("25.7", cases=2, needs=("25.6",))
 def test_prompt_of_real_words_is_reading_them(impl, rng):
     first = tuple(int(x) for x in rng.integers(0, V, 3))
     for kind, settings in KINDS.items():
@@ -449,7 +449,7 @@ def test_prompt_of_real_words_is_reading_them(impl, rng):
         expect_close(plain, expected, what="the logits with the prompt switched off")
 
 
-@task("25.7", cases=2)
+@task("25.7", cases=2, needs=("25.6",))
 def test_prompt_and_cache(impl, rng):
     for kind, settings in KINDS.items():
         model, ids = small_gpt(impl, rng, **settings), ids_of(rng, 2, 8)
@@ -462,7 +462,7 @@ def test_prompt_and_cache(impl, rng):
             cache.reset()
 
 
-@task("25.7")
+@task("25.7", needs=("25.6",))
 def test_prompt_cache_and_padding(impl, rng):
     for kind, settings in KINDS.items():
         model = small_gpt(impl, rng, **settings)
@@ -477,7 +477,7 @@ def test_prompt_cache_and_padding(impl, rng):
             expect_close(together[number, -len(row) :], model(row[None])[0], what=what)
 
 
-@task("25.7")
+@task("25.7", needs=("25.6",))
 def test_prompt_and_a_cache_that_begins_anew(impl, rng):
     """A cache whose length is set to 0 has forgotten the text; the words in front are read again."""
     model, ids = small_gpt(impl, rng), ids_of(rng, 1, 5)
@@ -488,7 +488,7 @@ def test_prompt_and_a_cache_that_begins_anew(impl, rng):
     expect_close(model(ids, cache), model(ids), what="logits from a cache that holds no token of the text")
 
 
-@task("25.7")
+@task("25.7", needs=("25.6",))
 def test_prompt_refuses(impl, rng):
     model = small_gpt(impl, rng)
     impl.adapt(model, PromptConfig(n_virtual=3), generator=Seeded(2))
