@@ -1,6 +1,7 @@
 """What `minillm finetune --table` writes: means over seeds with intervals, as CSV, Markdown and a plot."""
 
 import csv
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def summary(found: Sequence[dict[str, Any]], old: float) -> dict[str, Any]:
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Half the width of the 95 % interval of the mean by Student's t.
+    """Half the width of the 95 % interval of the mean by Student's t; infinite for a single value.
 
     Example:
         >>> round(half_width([1.0, 2.0, 3.0]), 4)
@@ -63,6 +64,8 @@ def half_width(values: Sequence[float]) -> float:
     """
     from scipy.stats import t
 
+    if len(values) < 2:
+        return math.inf
     return float(t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5)
 
 
