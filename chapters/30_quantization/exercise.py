@@ -4,7 +4,6 @@
 Each docstring says what its function must do; the chapter explains why.
 """
 
-import math
 from collections.abc import Mapping
 
 import numpy as np

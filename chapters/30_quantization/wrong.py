@@ -254,7 +254,7 @@ def signed_codes(blocks, n_levels):
 @wrong("30.5", "the one code that is too high is not cut, and spills into the neighbour's bits")
 def signed_codes(blocks, n_levels):
     farthest = np.abs(blocks).argmax(-1)
-    scale = np.take_along_axis(blocks, farthest[:, None], -1)[:, 0] / np.float32(-n_levels // 2)
+    scale = blocks[np.arange(len(blocks)), farthest] / np.float32(-n_levels // 2)
     shifted = blocks * inverse(scale)[:, None] + np.float32(n_levels // 2 + 0.5)
     return scale, np.trunc(shifted).astype(np.uint8)
 
@@ -262,7 +262,7 @@ def signed_codes(blocks, n_levels):
 @wrong("30.5", "halves go to the even code, as elsewhere but not in ggml")
 def signed_codes(blocks, n_levels):
     farthest = np.abs(blocks).argmax(-1)
-    scale = np.take_along_axis(blocks, farthest[:, None], -1)[:, 0] / np.float32(-n_levels // 2)
+    scale = blocks[np.arange(len(blocks)), farthest] / np.float32(-n_levels // 2)
     steps = blocks * inverse(scale)[:, None] + np.float32(n_levels // 2)
     return scale, np.minimum(np.rint(steps), n_levels - 1).astype(np.uint8)
 
@@ -270,7 +270,7 @@ def signed_codes(blocks, n_levels):
 @wrong("30.5", "divided by one level less, as if both ends had to be met")
 def signed_codes(blocks, n_levels):
     farthest = np.abs(blocks).argmax(-1)
-    scale = np.take_along_axis(blocks, farthest[:, None], -1)[:, 0] / np.float32(1 - n_levels // 2)
+    scale = blocks[np.arange(len(blocks)), farthest] / np.float32(1 - n_levels // 2)
     shifted = blocks * inverse(scale)[:, None] + np.float32(n_levels // 2 + 0.5)
     return scale, np.clip(np.trunc(shifted), 0, n_levels - 1).astype(np.uint8)
 
@@ -278,7 +278,7 @@ def signed_codes(blocks, n_levels):
 @wrong("30.5", "codes are found with the scale after it was rounded to fp16")
 def signed_codes(blocks, n_levels):
     farthest = np.abs(blocks).argmax(-1)
-    scale = np.take_along_axis(blocks, farthest[:, None], -1)[:, 0] / np.float32(-n_levels // 2)
+    scale = blocks[np.arange(len(blocks)), farthest] / np.float32(-n_levels // 2)
     rounded = scale.astype(np.float16).astype(np.float32)
     shifted = blocks * inverse(rounded)[:, None] + np.float32(n_levels // 2 + 0.5)
     return rounded, np.clip(np.trunc(shifted), 0, n_levels - 1).astype(np.uint8)
@@ -299,43 +299,46 @@ def signed_codes(blocks, n_levels):
 def mixed_product(x, weight_codes, weight_scale, threshold=THRESHOLD):
     outliers = outlier_columns(x, threshold)
     whole = int8_product(x, weight_codes, weight_scale)
-    kept = weight_codes[:, outliers].to(x.dtype) * weight_scale.to(x.dtype)
-    return whole + x[..., outliers] @ kept.T
+    kept = weight_codes[:, outliers] * weight_scale
+    return whole.to(x.dtype) + x[..., outliers] @ kept.T.to(x.dtype)
 
 
 @wrong("30.6", "scales are found with the outliers, which are taken out of the codes only")
 def mixed_product(x, weight_codes, weight_scale, threshold=THRESHOLD):
     outliers = outlier_columns(x, threshold)
     codes = weight_codes.masked_fill(outliers, 0)
-    kept = weight_codes[:, outliers].to(x.dtype) * weight_scale.to(x.dtype)
-    return int8_product(x, codes, weight_scale) + x[..., outliers] @ kept.T
+    kept = weight_codes[:, outliers] * weight_scale
+    whole = int8_product(x, codes, weight_scale)
+    return whole.to(x.dtype) + x[..., outliers] @ kept.T.to(x.dtype)
 
 
 @wrong("30.6", "single numbers are taken out, not whole columns")
 def mixed_product(x, weight_codes, weight_scale, threshold=THRESHOLD):
     large = x.abs() >= threshold
-    kept = weight_codes.to(x.dtype) * weight_scale.to(x.dtype)
-    return int8_product(x.masked_fill(large, 0.0), weight_codes, weight_scale) + x.masked_fill(~large, 0.0) @ kept.T
+    kept = weight_codes * weight_scale
+    whole = int8_product(x.masked_fill(large, 0.0), weight_codes, weight_scale)
+    return whole.to(x.dtype) + x.masked_fill(~large, 0.0) @ kept.T.to(x.dtype)
 
 
 @wrong("30.6", "the weights of the outlier columns are used as codes, without their scale")
 def mixed_product(x, weight_codes, weight_scale, threshold=THRESHOLD):
     outliers = outlier_columns(x, threshold)
     whole = int8_product(x.masked_fill(outliers, 0.0), weight_codes, weight_scale)
-    return whole + x[..., outliers] @ weight_codes[:, outliers].to(x.dtype).T
+    return whole.to(x.dtype) + x[..., outliers] @ weight_codes[:, outliers].T.to(x.dtype)
 
 
 @wrong("30.6", "only numbers above the threshold are outliers, those on it are not")
 def mixed_product(x, weight_codes, weight_scale, threshold=THRESHOLD):
     outliers = (x.abs() > threshold).flatten(0, -2).any(0)
     whole = int8_product(x.masked_fill(outliers, 0.0), weight_codes, weight_scale)
-    kept = weight_codes[:, outliers].to(x.dtype) * weight_scale.to(x.dtype)
-    return whole + x[..., outliers] @ kept.T
+    kept = weight_codes[:, outliers] * weight_scale
+    return whole.to(x.dtype) + x[..., outliers] @ kept.T.to(x.dtype)
 
 
 @wrong("30.6", "outliers are thrown away")
 def mixed_product(x, weight_codes, weight_scale, threshold=THRESHOLD):
-    return int8_product(x.masked_fill(outlier_columns(x, threshold), 0.0), weight_codes, weight_scale)
+    whole = int8_product(x.masked_fill(outlier_columns(x, threshold), 0.0), weight_codes, weight_scale)
+    return whole.to(x.dtype)
 
 
 # --- 30.7 fixed-point numbers

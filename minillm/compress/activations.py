@@ -77,7 +77,7 @@ def quantize_rows(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     """Dynamic: each row divided by its own largest absolute value, symmetric, so that the zero needs no code.
 
     Args:
-        x: (..., I) float, finite.
+        x: (..., I) float, finite; in 16 bits it is taken as fp32, in which steps can be told apart.
         bits: 2 to 8.
 
     Returns:
@@ -96,6 +96,7 @@ def quantize_rows(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     """
     if not bool(torch.isfinite(x).all()):
         raise DataError("an activation is NaN or infinite; look at the layers before")
+    x = x if x.dtype == torch.float64 else x.float()               # (..., I)
     n_steps = 2 ** (bits - 1) - 1
     largest = x.abs().amax(-1, keepdim=True)                       # (..., 1)
     scale = torch.where(largest > 0, largest / n_steps, 1.0).clamp(min=torch.finfo(x.dtype).tiny)  # (..., 1)

@@ -107,10 +107,10 @@ def signed_codes(blocks: np.ndarray, n_levels: int) -> tuple[np.ndarray, np.ndar
         >>> scale.tolist(), codes.tolist()
         ([-0.5], [[10, 7, 0, 8]])
     """
-    farthest = np.abs(blocks).argmax(-1)
-    scale = np.take_along_axis(blocks, farthest[:, None], -1)[:, 0] / np.float32(-n_levels // 2)  # (n,)
-    shifted = blocks * inverse(scale)[:, None] + np.float32(n_levels // 2 + 0.5)
-    return scale, np.minimum(np.trunc(shifted), n_levels - 1).astype(np.uint8)
+    half, farthest = n_levels // 2, np.abs(blocks).argmax(-1)
+    scale = blocks[np.arange(len(blocks)), farthest] / -half       # (n,)
+    shifted = blocks * inverse(scale)[:, None] + (half + 0.5)
+    return scale, np.minimum(shifted, n_levels - 1).astype(np.uint8)
 
 
 def affine_codes(blocks: np.ndarray, n_levels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -72,7 +72,7 @@ def int8_product(x: Tensor, weight_codes: Tensor, weight_scale: Tensor) -> Tenso
         weight_scale: (O, 1), or () for one scale of the whole matrix.
 
     Returns:
-        (..., O) in the format of x.
+        (..., O) in single or double precision.
 
     Source:
         Dettmers et al. 2022, arXiv:2208.07339, section 3.1, equation 6. Their weights are (in, out) and scaled by
@@ -113,8 +113,8 @@ def mixed_product(x: Tensor, weight_codes: Tensor, weight_scale: Tensor, thresho
     """
     outliers = outlier_columns(x, threshold)                       # (I,)
     whole = int8_product(x.masked_fill(outliers, 0.0), weight_codes, weight_scale)  # (..., O)
-    kept = weight_codes[:, outliers].to(x.dtype) * weight_scale.to(x.dtype)  # (O, K)
-    return whole + x[..., outliers] @ kept.T
+    kept = weight_codes[:, outliers] * weight_scale                # (O, K)
+    return whole.to(x.dtype) + x[..., outliers] @ kept.T.to(x.dtype)
 
 
 class LLMInt8Linear(PackedLinear):
@@ -167,4 +167,4 @@ class LLMInt8Linear(PackedLinear):
     def multiply(self, x: Tensor) -> Tensor:
         if x.requires_grad:
             return super().multiply(x)
-        return mixed_product(x, self.codes, self.scale, self.threshold).to(x.dtype)
+        return mixed_product(x, self.codes, self.scale, self.threshold)

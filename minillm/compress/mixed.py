@@ -8,7 +8,6 @@ Dimensions: O width of a layer's output, I width of its input, K weights kept ex
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -77,7 +76,7 @@ def allocate_bits(
         {'a': 4, 'b': 4, 'c': 2}
     """
     total = sum(sizes[name] for name in rises)
-    budget = math.floor(bits_per_weight * total + 1e-6)
+    budget = bits_per_weight * total + 1e-6
     ways: list[tuple[int, float, dict[str, int]]] = [(0, 0.0, {})]  # cost in bits, rise, choice
     for name, options in rises.items():
         ways = undominated(

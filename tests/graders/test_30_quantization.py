@@ -31,6 +31,8 @@ def test_range_on_both_sides_of_zero(impl, rng):
     for bits in (2, 3, 5, 8):
         low, high = -float(rng.uniform(0.1, 7)), float(rng.uniform(0.1, 7))
         check_range(impl, low, high, bits, f"the range {low:.3f} to {high:.3f} in {bits} bits")
+        check_range(impl, 1e5 * low, 1e5 * high, bits, "a range of large numbers")
+        check_range(impl, -2e4, -1e4, bits, "a range of large numbers below zero")
 
 
 @task("30.1", cases=2)
@@ -219,7 +221,7 @@ def bytes_by_hand(codes, width):
 
 @task("30.4", cases=3)
 def test_planes_of_every_width(impl, rng):
-    for width, n in itertools.product((1, 2, 4, 8), (1, 2, 5, 8, 16, 19)):
+    for width, n in itertools.product((1, 2, 4, 8), (1, 2, 5, 8, 9, 16, 19)):
         codes = torch.from_numpy(rng.integers(0, 2**width, (3, n))).to(torch.uint8)
         found = impl.pack_plane(codes, width)
         expect_equal(found, bytes_by_hand(codes, width), what=f"bytes of {n} codes of {width} bits")
@@ -345,6 +347,11 @@ def test_products_in_single_precision(impl, rng):
     found = impl.mixed_product(x, codes, scale)
     expect_equal(found.dtype, torch.float32, what="the format of the result")
     expect_close(found.double(), product_by_hand(x.double(), codes, scale.double(), 6.0), 1e-3, what="x in float32")
+    short = x.bfloat16()
+    found = impl.mixed_product(short, codes, scale)
+    expect_equal(found.dtype, torch.bfloat16, what="the format of the result for x in bfloat16")
+    expected = product_by_hand(short.double(), codes, scale.double(), 6.0)
+    expect_close(found.double(), expected, 0.02 * expected.abs().max().item(), what="x in bfloat16")
 
 
 # --- 30.7 fixed-point numbers
@@ -386,6 +393,9 @@ def test_scaling_of_rows(impl, rng):
     found = impl.scale_down(sums, mantissa, shift)
     expect_equal(found, expected, what="rows of sums, each column with its own number")
     expect_equal(found.dtype, torch.int64, what="the format of the result")
+    one = impl.scale_down(sums, mantissa[1], shift[1])
+    expected = torch.stack([scaled_by_hand(row, mantissa[[1, 1, 1]], shift[[1, 1, 1]]) for row in sums])
+    expect_equal(one, expected, what="rows of sums, one number for all")
 
 
 # --- 30.8 bits by a budget
