@@ -48,6 +48,7 @@ def summary(found: Sequence[dict[str, Any]], old: float) -> dict[str, Any]:
     return {
         "n_trained": first["n_trained"], "share": first["n_trained"] / first["n_base"],
         "score": statistics.fmean(scores), "half_width": half_width(scores),
+        "scores": " ".join(f"{score:.4g}" for score in scores),
         "bleu": statistics.fmean(run["bleu"] for run in found) if "bleu" in first else "",
         "bleu_half_width": half_width([run["bleu"] for run in found]) if "bleu" in first else "",
         "memory_bytes": first["memory_bytes"], "delta_bytes": first["delta_bytes"],
@@ -96,9 +97,11 @@ def table_in_markdown(rows: Sequence[dict[str, Any]], before: Mapping[str, float
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     titles = [f"{QUALITY[task][0]} ({QUALITY[task][1]})" for task in tasks]
     head = [
-        "method", "parameters", "%", *titles, "ms per step", "memory, MB", "saved, KB", "forgotten, bits per byte",
+        "method", "parameters", "%", *titles, "time of a step", "memory, MB", "saved, KB", "forgotten, bits per byte",
         "rate",
     ]  # fmt: skip
+    times = {row["method"]: row["seconds_per_step"] for row in rows if row["seconds_per_step"]}
+    longest = times.get("full") or max(times.values(), default=1.0)
     lines = [head, ["---"] + ["--:"] * (len(head) - 1)]
     for method in dict.fromkeys(row["method"] for row in rows):
         of_method = {row["task"]: row for row in rows if row["method"] == method}
@@ -109,7 +112,7 @@ def table_in_markdown(rows: Sequence[dict[str, Any]], before: Mapping[str, float
         )
         lines.append([
             method, f"{first['n_trained']:,}", f"{100 * first['share']:.3g}",
-            *(cell(task, of_method.get(task)) for task in tasks), f"{1000 * seconds:.0f}" if seconds else "-",
+            *(cell(task, of_method.get(task)) for task in tasks), f"{seconds / longest:.2f}" if seconds else "-",
             f"{first['memory_bytes'] / 1e6:.1f}", f"{first['delta_bytes'] / 1e3:.1f}", forgotten,
             f"{first['learning_rate']:g}",
         ])  # fmt: skip
@@ -119,7 +122,8 @@ def table_in_markdown(rows: Sequence[dict[str, Any]], before: Mapping[str, float
         settings,
         f"Before adapting: {', '.join(known)}.",
         "Parameters, memory, bytes and time are those of the first task (with its head, where it has one). Memory is "
-        "counted: weights, gradients, Adam's two means and what autograd keeps of one batch. Forgotten: how many bits "
+        "counted: weights, gradients, Adam's two means and what autograd keeps of one batch. The time of a step is a "
+        "median, all methods in turn, with that of full tuning (or else the longest) as 1. Forgotten: how many bits "
         f"per byte the old stories cost more with the adapter on, for {' / '.join(tasks)}; switched off, every method "
         "gives the base back bit for bit. The learning rate is the best of three in a short search with another seed.",
     ]
