@@ -14,6 +14,7 @@ METHOD_NAMES = (  # as in minillm.adapt.methods, which imports torch
 )  # fmt: skip
 TASK_NAMES = ("sentiment", "domain", "records", "classes", "pairs")
 NEED_DATA = ("classes", "pairs")
+WITH_HEAD = ("sentiment", "classes")
 PEFT_HAS = ("lora", "prefix", "p_tuning_v2", "prompt", "p_tuning", "ia3")
 
 
@@ -66,6 +67,8 @@ class Settings:
             raise ConfigError(f"--data goes with the tasks domain, classes and pairs; {self.task} makes its own texts")
         if self.save_peft and self.method not in PEFT_HAS:
             raise ConfigError(f"peft has no {self.method} that it could load; --save-peft is for {', '.join(PEFT_HAS)}")
+        if self.save_peft and self.task in WITH_HEAD:
+            raise ConfigError(f"--save-peft is for tasks that write text; {self.task} has a classifier of this project's")
         if self.quick and not self.table:
             raise ConfigError("--quick goes with --table")
 

@@ -161,6 +161,8 @@ def plot_table(rows: Sequence[dict[str, Any]], before: Mapping[str, float], path
                 axes.axhline(before[task], color="0.6", linewidth=1, linestyle=":")
             if not larger_is_better:
                 axes.invert_yaxis()
+            if label == "accuracy":
+                axes.set_ylim(top=1.02)                            # intervals of means may reach beyond 1, shares not
         handles, labels = max((axes.get_legend_handles_labels() for axes in figure.axes), key=lambda pair: len(pair[1]))
         figure.legend(handles, labels, loc="outside lower center", ncols=min(8, len(labels)), fontsize="small")
         figure.savefig(path)

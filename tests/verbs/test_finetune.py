@@ -92,6 +92,7 @@ def test_pairs_of_the_users_own_with_a_prefix(trained, tmp_path, capsys):
         (["--task", "classes"], "--data"),
         (["--task", "records", "--data", "x"], "makes its own texts"),
         (["--method", "adapter", "--save-peft"], "peft has no adapter"),
+        (["--task", "sentiment", "--save-peft"], "tasks that write text"),
         (["--quick"], "--table"),
         (["--base", "/nowhere"], "is not a run"),
         (["--validation-fraction", "1"], "between 0 and 1"),
