@@ -68,7 +68,7 @@ class Settings:
         if self.save_peft and self.method not in PEFT_HAS:
             raise ConfigError(f"peft has no {self.method} that it could load; --save-peft is for {', '.join(PEFT_HAS)}")
         if self.save_peft and self.task in WITH_HEAD:
-            raise ConfigError(f"--save-peft is for tasks that write text; {self.task} has a classifier of this project's")
+            raise ConfigError(f"--save-peft is for tasks that write text; {self.task} has a classifier of our own")
         if self.quick and not self.table:
             raise ConfigError("--quick goes with --table")
 
