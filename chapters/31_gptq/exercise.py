@@ -127,7 +127,8 @@ def inverse_factor(hessian: Tensor) -> Tensor:
     """
     # TASK 31.4 (2 points)
     # Of the four matrices that one gets from Cholesky by inverting and transposing, one is upper triangular and
-    # has U^T U = H^-1. torch.linalg.cholesky_ex says whether it failed instead of raising, and takes upper=True.
+    # has U^T U = H^-1. torch.linalg.cholesky takes upper=True, and raises torch.linalg.LinAlgError where it
+    # fails.
     raise NotImplementedError("task 31.4")
 
 

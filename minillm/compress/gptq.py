@@ -199,10 +199,10 @@ def round_columns(left: Tensor, factor: Tensor, grids: ColumnGrids) -> tuple[Ten
     """
     left, rounded, error = left.clone(), torch.empty_like(left), 0.0
     for begin, end in blocks_of_columns(len(left), grids.config, grids.width):
+        now, behind = slice(begin, end), slice(end, None)
         scales, zeros = grids.of_block(left, begin, end)           # (b, O), (b, O)
-        own = factor[begin:end, begin:end]                         # (b, b)
-        rounded[begin:end], errors = round_block(left[begin:end], own, scales, zeros, grids.spec.n_levels)
-        left[end:] -= factor[begin:end, end:].T @ errors
+        rounded[now], errors = round_block(left[now], factor[now, now], scales, zeros, grids.spec.n_levels)
+        left[behind] -= factor[now, behind].T @ errors
         error += errors.square().sum().item()
     return rounded, error
 

@@ -71,11 +71,13 @@ def inverse_factor(hessian: Tensor) -> Tensor:
         >>> inverse_factor(torch.tensor([[2.0, 1.0], [1.0, 1.0]])).round(decimals=4).tolist()
         [[1.0, -1.0], [0.0, 1.0]]
     """
-    lower, failed = torch.linalg.cholesky_ex(hessian)
-    if bool(failed == 0):
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if bool(failed == 0) and bool(torch.isfinite(upper).all()):
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))  # (I, I)
+        upper = torch.linalg.cholesky(inverse, upper=True)         # (I, I)
+        if bool(torch.isfinite(upper).all()):
             return upper
+    except torch.linalg.LinAlgError:
+        pass                                                       # the same message as for what is not finite
     raise DataError(
         f"the Hessian {tuple(hessian.shape)} is not positive definite; give more text to calibrate with, or more "
         "damping"

@@ -189,10 +189,10 @@ def test_factor_refuses(impl, rng):
 
 @task("31.4")
 def test_factor_refuses_an_inverse_that_overflows(impl):
-    tiny = torch.diag(torch.tensor([1e-40, 1.0]))
-    with expect_error(ValueError, match="positive definite"):
-        found = impl.inverse_factor(tiny)
-        raise Wrong(f"a Hessian whose inverse overflows must be refused; it gave {found}")
+    for tiny in (torch.tensor([[1e-40]]), torch.diag(torch.tensor([1e-40, 1.0]))):
+        with expect_error(ValueError, match="positive definite"):
+            found = impl.inverse_factor(tiny)
+            raise Wrong(f"a Hessian whose inverse overflows must be refused; it gave {found}")
 
 
 # --- 31.5 a block
@@ -271,7 +271,7 @@ def test_columns_of_whole_rows(impl, rng):
         rounded, error, _, _ = all_columns(weight.T, factor, bits, 23, config)
         what = f"23 columns in blocks of {block_size}, {bits} bits"
         expect_close(found[0], rounded, what=what)
-        expect_close(float(found[1]), float(error), what=f"by how much the outputs change, {what}")
+        expect_close(found[1], float(error), what=f"by how much the outputs change (a float), {what}")
         expect_equal(after, weight.T.contiguous(), what="the columns passed in (they must not be changed)")
 
 
@@ -340,6 +340,24 @@ def test_gptq_groups(impl, rng):
     default = impl.gptq(weight, hessian, QuantSpec(2))
     rounded, _, _ = gptq_by_gathering(weight, hessian, 2, 23, GPTQConfig(), 0.01)
     expect_close(default.weight, rounded, what="the default config")
+
+
+@task("31.7")
+def test_gptq_of_equal_inputs_and_other_formats(impl, rng):
+    weight, _, hessian = matrix_and_factor(rng)
+    sizes = hessian.diagonal().sqrt()
+    equal = hessian / torch.outer(sizes, sizes)
+    equal.diagonal().fill_(1.0)
+    config = GPTQConfig(activation_order=True)
+    rounded, _, _ = gptq_by_gathering(weight, equal, 3, 23, config, config.damping)
+    found = impl.gptq(weight, equal, QuantSpec(3), config)
+    expect_close(found.weight, rounded, what="inputs that are equally large, which keep their order")
+    half = weight.bfloat16()
+    rounded, _, _ = gptq_by_gathering(half.double(), hessian, 4, 23, GPTQConfig(), 0.01)
+    for given in (half, half.float()):
+        found = impl.gptq(given, hessian, QuantSpec(4))
+        expect(found.weight.dtype == torch.float32, f"weights in {given.dtype} must come back in float32")
+        expect_close(found.weight, rounded.float(), tolerance=1e-4, what=f"weights in {given.dtype}")
 
 
 @task("31.7")
