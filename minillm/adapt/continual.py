@@ -113,7 +113,7 @@ def add_squared_scores(
             add_square(sums, parameters, log_share, weight=log_share.detach().exp())
         return
     chosen = targets[targets != IGNORED]                           # (N,)
-    if labels == "model" and len(counted):
+    if labels == "model":
         chosen = torch.multinomial(counted.detach().exp(), 1, generator=generator)[:, 0]  # (N,)
     add_square(sums, parameters, counted.gather(1, chosen[:, None]).sum())
 

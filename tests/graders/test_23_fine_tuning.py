@@ -8,6 +8,7 @@ import torch
 from minillm.adapt.continual import Anchor
 from minillm.adapt.task_scores import TaskScores
 from minillm.course.grader import Seeded, expect, expect_close, expect_equal, expect_error, normal, task
+from minillm.errors import DataError
 from minillm.models.bert import bert_config
 from minillm.models.gpt import GPTConfig
 
@@ -183,10 +184,13 @@ def test_a_batch_of_texts_and_classes(impl, rng):
 
 @task("23.3")
 def test_classes_that_do_not_fit_are_refused(impl, rng):
-    for texts, classes in (([], []), ([[5]], [0, 1]), ([[5], []], [0, 1]), ([[5], [6]], [0, -100])):
-        with expect_error(ValueError):
+    for texts, classes in (([], []), ([[5]], [0, 1]), ([[5], []], [0, 1]), ([[5], [6]], [0, -1])):
+        with expect_error(DataError):
             impl.class_batch(texts, classes, 0)
             expect(False, f"texts {texts} with classes {classes} must be refused")
+    arrays = np.array([[3, 4], [5, 6], [7, 3]])
+    found = [part.tolist() for part in impl.class_batch(arrays, np.array([1, 0, 2]), 0)]
+    expect_equal(found, [arrays.tolist(), [[-100, 1], [-100, 0], [-100, 2]]], what="a batch of texts given as an array")
     alone = impl.class_batch([[8, 8]], [0], 8)
     expect_equal([part.tolist() for part in alone], [[[8, 8]], [[-100, 0]]], what="one text of padding ids")
 
@@ -208,11 +212,11 @@ def exact_fisher(model, x):
     return {"weight": torch.einsum("nk,ni->ki", spread, x.square()) / len(x), "bias": spread.mean(0)}
 
 
-def expect_fisher(found, expected, what, **tolerance):
+def expect_fisher(found, expected, what):
     expect(isinstance(found, dict), f"{what}: expected a dictionary of tensors")
     expect_equal(sorted(found), sorted(expected), what=f"{what}: names")
     for name, right in expected.items():
-        expect_close(found[name], right, what=f"{what}: entry of {name}", **tolerance)
+        expect_close(found[name], right, what=f"{what}: entry of {name}")
 
 
 def of_classes(rng, n, n_classes=3):
@@ -260,6 +264,25 @@ def test_fisher_with_data_and_with_drawn_answers(impl, rng):
     expect(bool((first["weight"] != other["weight"]).any()), "two generators draw the same answers")
     by_default = impl.fisher_diagonal(model, None, [(x, y)], generator=same)
     expect_fisher(by_default, first, 'the default, labels="model"')
+
+
+@task("23.4")
+def test_fisher_of_a_decoder_is_the_mean_over_its_texts(impl, rng):
+    """What belongs to one text alone is asked of the model in batches of one text."""
+    model = decoder(impl, rng, 1).double().eval()
+    ids, targets = (torch.from_numpy(rng.integers(0, 7, (3, 4))) for _ in range(2))
+    alone = []
+    for row in range(3):
+        one = slice(row, row + 1)
+        shares = torch.softmax(model(ids[one]).detach(), dim=-1)
+        slope_of_logits = torch.nn.functional.one_hot(targets[one], 7) - shares
+        _, _, slopes = model.gradients(ids[one], output_gradient=slope_of_logits)
+        alone.append({name: slope.square() for name, slope in slopes.items()})
+    expected = {name: sum(each[name] for each in alone) / 3 for name in alone[0]}
+    found = impl.fisher_diagonal(model, None, [(ids, targets)], "data")
+    expect_fisher(found, expected, "a decoder, three texts")
+    drawn = impl.fisher_diagonal(model, None, [(ids, targets)])
+    expect(min(float(value.min()) for value in drawn.values()) >= 0, "an entry of the Fisher information is negative")
 
 
 def table_batch(rng, n_rows=5, n_positions=4, n_tokens=6):
