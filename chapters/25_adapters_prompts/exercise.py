@@ -212,7 +212,7 @@ def first_vectors(config: PromptConfig, vocabulary: Tensor, generator: torch.Gen
     # TASK 25.6 (2 points)
     # Three starts. Random numbers want a standard deviation, the config's or that of the vocabulary. A text gives
     # ids that `repeated` brings to the right number. From the vocabulary, words are drawn one by one, and may
-    # come twice.
+    # come twice. No gradient leads from the first vectors back to the vocabulary.
     raise NotImplementedError("task 25.6")
 
 

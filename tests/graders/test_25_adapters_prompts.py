@@ -409,6 +409,31 @@ def test_random_prompt(impl, rng):
 
 
 @task("25.6")
+def test_random_prompt_in_a_narrow_format(impl, rng):
+    """Half of the last digit of bfloat16 is 0.4 percent: the standard deviation must be taken in a wider format."""
+    words = normal(rng, 50, 30, dtype=torch.float32)
+    words = (words * (1 + 2**-8) / words.std()).to(torch.bfloat16)
+    unit = impl.first_vectors(PromptConfig(n_virtual=60, std=1.0), words.float(), Seeded(3)).double()
+    found = impl.first_vectors(PromptConfig(n_virtual=60), words, Seeded(3))
+    expect(found.dtype == torch.bfloat16, f"vectors are {found.dtype}, the vocabulary is bfloat16")
+    asked, std = float(words.double().std()), float((found.double() * unit).sum() / unit.square().sum())
+    expect(abs(std / asked - 1) < 1e-3, f"the standard deviation is {std:.4f}, that of the vocabulary {asked:.4f}")
+
+
+@task("25.6")
+def test_prompt_stands_alone(impl, rng):
+    """Without a generator torch's own is meant; and no gradient leads back to the vocabulary."""
+    words = normal(rng, 7, 5)
+    for initial in ("random", "vocabulary"):
+        config = PromptConfig(n_virtual=8, initial=initial)
+        first, second = impl.first_vectors(config, words), impl.first_vectors(config, words)
+        expect_equal(tuple(first.shape), (8, 5), what=f"the shape without a generator ({initial})")
+        expect(not torch.equal(first, second), f"two draws from torch's own generator are the same ({initial})")
+        _, (_, by_words) = impl.first_vectors.gradients(config, words, output_gradient=torch.ones(8, 5).double())
+        expect(by_words is None, f"a gradient leads from the first vectors back to the vocabulary ({initial})")
+
+
+@task("25.6")
 def test_prompt_refuses_ids_outside_the_vocabulary(impl, rng):
     words = normal(rng, 6, 3)
     for initial in ("text", "vocabulary"):
@@ -486,6 +511,16 @@ def test_prompt_and_a_cache_that_begins_anew(impl, rng):
     model(ids_of(rng, 1, 6), cache)
     cache.get("inner").set("length", 1)                            # as after going back into the prompt
     expect_close(model(ids, cache), model(ids), what="logits from a cache that holds no token of the text")
+
+
+@task("25.7", needs=("25.6",))
+def test_hidden_of_ids_alone(impl, rng):
+    model, ids = small_gpt(impl, rng), ids_of(rng, 2, 5)
+    impl.adapt(model, PromptConfig(n_virtual=2, std=0.5), generator=Seeded(2))
+    found = model.hidden(ids)
+    expect_equal(tuple(found.shape), (2, 5, WIDTH), what="the shape of what `hidden` gives")
+    everywhere = torch.ones(2, 5, dtype=torch.bool)
+    expect_close(found, model.hidden(ids, None, everywhere), what="`hidden` without a mask, and with one that is true")
 
 
 @task("25.7", needs=("25.6",))
@@ -599,6 +634,8 @@ def test_chosen_biases(impl, rng):
     expect_equal(sorted(found), expected, what="biases of qkv and of one layer's up")
     found = impl.biases_of(model, BitFitConfig(targets=("final_norm",)))
     expect_equal(found, ["final_norm.bias"], what="the bias of a target outside of the layers, asked for by name")
+    layer = model.get("blocks.0.feed_forward.up")
+    expect_equal(impl.biases_of(layer, BitFitConfig()), ["bias"], what="the bias of a layer that is a model by itself")
     with expect_error(ValueError, match="token_embedding"):
         impl.biases_of(model, BitFitConfig(targets=("token_embedding",)))
     with expect_error(ValueError):
