@@ -238,7 +238,7 @@ class PromptedGPT:
     def check_input(self, token_ids: Tensor, n_past: int, mask: Tensor | None, positions: Tensor | None) -> None:
         """Nothing more: `hidden` has checked what the caller gave, before it added anything."""
         if not self.prompt.is_on:
-            super().check_input(token_ids, n_past, mask, positions)
+            super().check_input(token_ids, n_past, mask=mask, positions=positions)
 
     def make_cache(self, batch_size: int, max_seq_len: int = 0) -> KVCache | CacheBehindPrompt:
         """As `GPT.make_cache`, with room for the words in front."""

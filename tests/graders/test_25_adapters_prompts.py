@@ -472,6 +472,11 @@ def test_prompt_of_real_words_is_reading_them(impl, rng):
         adapted.delta.switch(False)
         plain = model(torch.cat((torch.tensor(first).expand(2, -1), ids), dim=1))[:, 3:]
         expect_close(plain, expected, what="the logits with the prompt switched off")
+        texts, mask, positions, rows = padded_left(rng, (3, 5))
+        together = model(texts, None, mask, positions)
+        for number, row in enumerate(rows):
+            what = f"a text behind padding, with the prompt switched off ({kind})"
+            expect_close(together[number, -len(row) :], model(row[None])[0], what=what)
 
 
 @task("25.7", cases=2, needs=("25.6",))
