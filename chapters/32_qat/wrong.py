@@ -363,22 +363,6 @@ def split_ternary(weight):
     return first, weight - first
 
 
-@wrong("32.7", "a row in which nothing becomes 0 gives NaN")
-def split_ternary(weight):
-    signs, alpha = ternarize(weight)
-    size, kept = weight.abs(), signs != 0
-    n_kept = kept.sum(-1, keepdim=True)
-    of_kept = (n_kept * alpha).clamp(min=1e-30)
-    lopsided = (weight * ~kept).sum(-1, keepdim=True)
-    if bool((lopsided.abs() >= of_kept).any() & (lopsided != 0).any()):
-        raise DataError("no split")
-    share = 0.5 - 0.5 * lopsided / of_kept
-    n_zero = weight.shape[-1] - n_kept
-    shift = (weight.shape[-1] * alpha - size.sum(-1, keepdim=True)) / (2 * n_zero)
-    first = torch.where(kept, share * weight, torch.where(weight > 0, weight + shift, shift))
-    return first, weight - first
-
-
 @wrong("32.7", "a of all rows together")
 def split_ternary(weight):
     signs, alpha = ternarize(weight)
