@@ -315,14 +315,15 @@ def test_the_identity_of_splitting(impl, rng):
 
 @task("32.7")
 def test_splitting_rows_of_other_kinds(impl, rng):
-    weight = normal(rng, 3, 8)
+    weight = normal(rng, 4, 8)
     weight[0] = torch.tensor([1.0, -1.0, 1.1, 0.9, -1.2, 1.0, -0.9, 1.0])  # nothing becomes 0
     weight[1] = 0.0
     weight[2, 3:5] = 0.0
+    weight[3] = torch.tensor([1.0, -1.0, 1.1, 0.9, -1.2, 0.2, -0.9, 1.0])  # one weight becomes 0
     found = impl.split_ternary(weight)
     for half in found:
         expect(bool(half.isfinite().all()), "a half is not finite, for rows in which nothing or everything becomes 0")
-    check_split(found, weight, "a row without small weights, a row of zeros, and one with two zeros")
+    check_split(found, weight, "rows without small weights, of zeros, with two zeros, with one small weight")
 
 
 @task("32.7")
@@ -330,7 +331,8 @@ def test_splitting_refuses_what_has_no_split(impl, rng):
     signs = torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, -1.0, 1.0, -1.0, 1.0, 1.0], dtype=torch.float64)
     one_sided = torch.tensor([1.0] + [0.15] * 9, dtype=torch.float64)
     check_split(impl.split_ternary(one_sided * signs), one_sided * signs, "small weights of both signs")
-    for weight in (one_sided, -one_sided, torch.stack([normal(rng, 10), one_sided])):
+    level = torch.tensor([2.0, -0.5, -0.5, -0.5, -0.5], dtype=torch.float64)  # a is 1, and a second half has nothing
+    for weight in (one_sided, -one_sided, torch.stack([normal(rng, 10), one_sided]), level, -level):
         with expect_error(ValueError):
             impl.split_ternary(weight)
             raise Wrong("small weights that outweigh the large ones, all of one sign, must be refused: no a is right")
