@@ -88,12 +88,12 @@ class TwiceBinaryLinear(PackedLinear):
         super().__init__(layer)
         first = surgery.matrix_of(layer).detach()                  # (O, I)
         halves = split_ternary(first) if second is None else (first, second)
-        signs, alpha = binarize(torch.stack(halves))               # (2, O, I), (2, O, 1)
+        signs, alpha = binarize(torch.stack(halves))
         self.register_buffer("packed", pack((signs > 0).to(torch.uint8), bits=1))
         self.register_buffer("alpha", alpha[..., 0].half())
 
     def matrix(self) -> Tensor:
-        signs = 2.0 * unpack(self.packed, 1, self.d_in) - 1.0      # (2, O, I)
+        signs = 2.0 * unpack(self.packed, 1, self.d_in) - 1.0
         return (signs * self.alpha.float()[..., None]).sum(0)
 
 

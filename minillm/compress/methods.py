@@ -126,7 +126,7 @@ def layer_report(
     note = f"{packed.block_type} instead" if getattr(packed, "block_type", "") != getattr(packed, "wanted", "") else ""
     if not statistics.n_rows:
         return LayerReport(name, 0, 0.0, 0.0, note=f"saw no positions {note}".strip())
-    hessian = products_of(statistics, name)                        # (I, I)
-    weight = surgery.matrix_of(layer).detach().to(hessian.dtype)   # (O, I)
+    hessian = products_of(statistics, name)
+    weight = surgery.matrix_of(layer).detach().to(hessian.dtype)
     error = calibration.relative_error(weight, packed.matrix().to(hessian.dtype), hessian)
     return LayerReport(name, statistics.n_rows, error, error, note=note)
