@@ -109,18 +109,7 @@ def is_of_inputs(vector: Tensor) -> bool:
 def load_peft_ia3(model: nn.Module, folder: str | Path, name: str = "default") -> Adapted:
     """Put (IA)^3 vectors that `peft` has trained, or `save_peft_ia3` written, on our model of the same base.
 
-    Nothing in their files says which base it was: whether it is this one, only the caller knows.
-
-    Args:
-        model: of a family that transformers has, not adapted yet.
-        folder: holds adapter_config.json and adapter_model.safetensors.
-        name: of the adapter.
-
-    Returns:
-        the handle.
-
-    Raises:
-        CheckpointError: if the folder holds something else, or what does not fit the model; it is as it was then.
+    Arguments, result and errors are those of `minillm.export.peft.load_peft`.
     """
     folder = Path(folder)
     kind = read_json_object(folder / CONFIG).get("peft_type")

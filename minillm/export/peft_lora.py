@@ -276,20 +276,8 @@ def alpha_for(config: LoraConfig, rank: int) -> float:
 def load_peft_lora(model: nn.Module, folder: str | Path, name: str = "default") -> Adapted:
     """Put a LoRA adapter that `peft` has trained, or `save_peft_lora` written, on our model of the same base.
 
-    Nothing in their files says which base it was: whether it is this one, only the caller knows. Modules of different
-    ranks all get the largest, filled up with zeros.
-
-    Args:
-        model: of a family that transformers has, not adapted yet.
-        folder: holds adapter_config.json and adapter_model.safetensors.
-        name: of the adapter.
-
-    Returns:
-        the handle.
-
-    Raises:
-        CheckpointError: if the folder holds no LoRA adapter, one with settings that this library does not have, or one
-            of another model; the model is as it was then.
+    Modules of different ranks all get the largest, filled up with zeros. Arguments, result and errors are those of
+    `minillm.export.peft.load_peft`.
     """
     folder = Path(folder)
     theirs = read_json_object(folder / CONFIG)

@@ -100,18 +100,7 @@ def settings_for(config: Any, kind: str, host: Host, base: str) -> dict[str, Any
 def load_peft_prompt(model: nn.Module, folder: str | Path, name: str = "default") -> Adapted:
     """Put a prefix or prompt that `peft` has trained on our model of the same base.
 
-    Nothing in their files says which base it was: whether it is this one, only the caller knows.
-
-    Args:
-        model: of a family that transformers has, not adapted yet.
-        folder: holds adapter_config.json and adapter_model.safetensors.
-        name: of the adapter.
-
-    Returns:
-        the handle.
-
-    Raises:
-        CheckpointError: if the folder holds something else, or what does not fit the model; it is as it was then.
+    Arguments, result and errors are those of `minillm.export.peft.load_peft`.
     """
     folder = Path(folder)
     theirs, tensors = read_json_object(folder / CONFIG), read_tensor_file(folder / WEIGHTS)

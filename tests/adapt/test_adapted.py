@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from helpers.adapt_models import disturb
 from torch import nn
 
 from minillm.adapt.adapted import Adapted, TrainedInPlace, adapt, load_delta
@@ -49,14 +50,6 @@ def snapshot(model):
 def same_state(model, before):
     after = model.state_dict()
     return list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
-
-
-@torch.no_grad()
-def disturb(adapted, std=0.2, seed=3):
-    """What training would do: every trained number becomes another one."""
-    generator = seeded(seed)
-    for parameter in adapted.trainable_parameters().values():
-        parameter += torch.empty_like(parameter).normal_(0.0, std, generator=generator)
 
 
 def train(model, adapted, n_steps=3):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers.adapt_models import ids_of, small_bert, small_gpt, small_t5
+from helpers.adapt_models import disturb, ids_of, small_bert, small_gpt, small_t5
 from helpers.parity import randomized
 from torch import nn
 from torch.nn import functional as F
@@ -52,13 +52,6 @@ def run(model):
 def case(request):
     make, *sizes = MODELS[request.param]
     return make().eval(), *sizes
-
-
-@torch.no_grad()
-def disturb(adapted, std=0.3, seed=3):
-    generator = seeded(seed)
-    for parameter in adapted.trainable_parameters().values():
-        parameter += torch.empty_like(parameter).normal_(0.0, std, generator=generator)
 
 
 @pytest.mark.parametrize("placement", ["houlsby", "pfeiffer"])

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from helpers.adapt_models import ids_of, small_bert, small_gpt
+from helpers.adapt_models import disturb, ids_of, small_bert, small_gpt
 
 from minillm import surgery
 from minillm.adapt.adapted import HANDLE, adapt, load_delta
@@ -30,13 +30,6 @@ METHODS = {
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-@torch.no_grad()
-def disturb(adapted, seed=3):
-    generator = seeded(seed)
-    for parameter in adapted.trainable_parameters().values():
-        parameter += torch.empty_like(parameter).normal_(0.0, 0.2, generator=generator)
 
 
 def plain(model, names):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers.adapt_models import ids_of, small_bert, small_gpt, small_t5
+from helpers.adapt_models import disturb, ids_of, small_bert, small_gpt, small_t5
 from helpers.parity import assert_near
 from torch import nn
 from torch.nn import functional as F
@@ -43,13 +43,6 @@ def run(model):
 def case(request):
     make, count = MODELS[request.param]
     return make().eval(), count
-
-
-@torch.no_grad()
-def disturb(adapted, std=0.3, seed=3):
-    generator = seeded(seed)
-    for parameter in adapted.trainable_parameters().values():
-        parameter += torch.empty_like(parameter).normal_(0.0, std, generator=generator)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from helpers.adapt_models import disturb
 from torch import nn
 from torch.nn import functional as F
 
@@ -76,13 +77,6 @@ MODELS = {
     "t5": (t5, (*EVERY, "query", "key_value", "head")),
     "from outside": (FromOutside, ("c_attn", "head", "table")),
 }
-
-
-@torch.no_grad()
-def disturb(adapted, std=0.2, seed=3):
-    generator = seeded(seed)
-    for parameter in adapted.trainable_parameters().values():
-        parameter += torch.empty_like(parameter).normal_(0.0, std, generator=generator)
 
 
 @pytest.fixture(params=MODELS)

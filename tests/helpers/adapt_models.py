@@ -20,6 +20,14 @@ GPTS = {
 }
 
 
+@torch.no_grad()
+def disturb(adapted, std=0.2, seed=3):
+    """What training would do: every trained number becomes another one."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in adapted.trainable_parameters().values():
+        parameter += torch.empty_like(parameter).normal_(0.0, std, generator=generator)
+
+
 def small_gpt(seed=0, dtype=torch.float64, **settings):
     settings = {"n_layers": 2, "n_heads": 4, "d_model": 16} | settings
     config = GPTConfig(vocab_size=VOCAB, max_seq_len=CONTEXT, **settings)
