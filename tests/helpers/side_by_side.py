@@ -142,6 +142,7 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--board"]:
+        sys.path[0] = str(ROOT)  # as with `python -m pytest`, also for the processes that tests start
         plugin = HalfOfTheTests(Path(sys.argv[2]), int(sys.argv[3]))
         raise SystemExit(pytest.main(["-q", *sys.argv[4:]], plugins=[plugin]))
     raise SystemExit(main(sys.argv[1:]))
