@@ -12,7 +12,7 @@ The three used here are no public interface, so each is looked for, and held aga
 `_int_mm`, int8 times int8, is not among them: without the processor's own instruction for it (VNNI) it took five times
 as long as fp32.
 
-Dimensions: N rows of the input, O width of the output, I width of the input, n groups in a row.
+Dimensions: O width of the output, I width of the input, n groups in a row.
 """
 
 import warnings
@@ -37,7 +37,7 @@ class Kernel:
     """A product with the weights of one layer, in the kernel's own order.
 
     Attributes:
-        multiply: (N, I) to (N, O) in fp32.
+        multiply: (..., I) to (..., O) in fp32.
         n_bytes: of that order; they come on top of what the layer stores.
     """
 
@@ -88,10 +88,12 @@ def int4_kernel(layer: "QuantLinear") -> Kernel | None:
     packed = torch._convert_weight_to_int4pack_for_cpu(layer.codes().int() + raised, 1)
     pair = torch.stack([grid.scale, (8 - raised - grid.zero) * grid.scale], dim=-1)  # (O, n, 2)
     pair = pair.transpose(0, 1).expand(layer.d_in // width, -1, -1).bfloat16().contiguous()  # (n, O, 2)
-    return Kernel(
-        lambda x: torch._weight_int4pack_mm_for_cpu(x.bfloat16(), packed, width, pair).float(),
-        packed.nbytes + pair.nbytes,
-    )
+
+    def multiply(x: Tensor) -> Tensor:
+        out = torch._weight_int4pack_mm_for_cpu(x.bfloat16().reshape(-1, x.shape[-1]), packed, width, pair)
+        return out.float().view(*x.shape[:-1], -1)
+
+    return Kernel(multiply, packed.nbytes + pair.nbytes)
 
 
 def int8_kernel(layer: "QuantLinear") -> Kernel | None:
@@ -103,7 +105,8 @@ def int8_kernel(layer: "QuantLinear") -> Kernel | None:
     shifted = bool(shift.any())
 
     def multiply(x: Tensor) -> Tensor:
-        out = torch._weight_int8pack_mm(x.bfloat16(), codes, scale).float()
+        out = torch._weight_int8pack_mm(x.bfloat16().reshape(-1, x.shape[-1]), codes, scale)
+        out = out.float().view(*x.shape[:-1], -1)
         return out + x.float().sum(-1, True) * shift if shifted else out
 
     return Kernel(multiply, codes.nbytes + scale.nbytes + shift.nbytes)

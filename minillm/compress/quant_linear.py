@@ -130,7 +130,7 @@ class QuantLinear(PackedLinear):
 
     def multiply(self, x: Tensor) -> Tensor:
         if self.kernel is not None and not x.requires_grad and kernels.suits(x):
-            return self.kernel.multiply(x.reshape(-1, self.d_in)).to(x.dtype).view(*x.shape[:-1], self.d_out)
+            return self.kernel.multiply(x).to(x.dtype)             # (..., O)
         parts = [F.linear(x, self.matrix(rows).to(x.dtype)) for rows in self.row_blocks()]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)  # (..., O)
 

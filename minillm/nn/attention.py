@@ -365,10 +365,12 @@ class SelfAttention(nn.Module):
         Returns:
             Queries (B, H, T, D), keys and values (B, G, T, D), normalised and rotated as `forward` uses them.
         """
-        query, key, value = self.qkv(x).split(self.sections, dim=-1)
-        query = split_heads(query, self.n_heads)                   # (B, H, T, D)
-        key = split_heads(key, self.n_kv_heads)                    # (B, G, T, D)
-        value = split_heads(value, self.n_kv_heads)                # (B, G, T, D)
+        n_heads, n_kv_heads = self.n_heads, self.n_kv_heads
+        heads = split_heads(self.qkv(x), n_heads + 2 * n_kv_heads)  # (B, H + 2 G, T, D)
+        if rotation is not None and self.qk_norm is None and self.stretch == 1.0 and not heads.requires_grad:
+            turned = self.rotated(heads[:, :-n_kv_heads], *rotation)  # (B, H + G, T, D), sooner than one by one
+            return turned[:, :n_heads], turned[:, n_heads:], heads[:, -n_kv_heads:]
+        query, key, value = heads.split((n_heads, n_kv_heads, n_kv_heads), dim=1)  # (B, H, T, D), twice (B, G, T, D)
         if self.qk_norm is not None:
             query, key = self.qk_norm(query), self.qk_norm(key)
         if self.stretch != 1.0:
