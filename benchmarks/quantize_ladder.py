@@ -40,7 +40,7 @@ from minillm.verbs.run_folder import Run, open_run
 
 HERE = Path(__file__).resolve().parent
 SHAKESPEARE = HERE.parents[1] / "shared/data/tinyshakespeare.txt"
-STEPS, SCORED, CALIBRATION = 200, 128, 64  # training steps; windows to score; windows to calibrate
+STEPS, SCORED, CALIBRATION = 600, 128, 64  # training steps; windows to score; windows to calibrate
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def panel_of(title: str, rungs: dict[Form, Rung]) -> Panel:
         for family, points in curves.items()
     }  # fmt: skip
     full = next(rung.bits_per_byte for form, rung in rungs.items() if form.method == "fp32")
-    return Panel(title, "bits of a weight, linear layers", "bits per byte", lines, {"fp32": full}, log_y=True)
+    return Panel(title, "bits of a weight, linear layers", "bits per byte", lines, {"fp32": full})
 
 
 def climb(run: Run, quick: bool) -> dict[Form, Rung]:
