@@ -1,6 +1,7 @@
 """Scaled dot-product attention: each query position averages the values it is allowed to see.
 
-Dimensions: B batch, H query heads, G key/value heads, T queries, S keys, D head width, C model width, W source width.
+Dimensions: B batch, H query heads, G key/value heads, T queries, S keys, D head width, C model width,
+E width of queries, keys and values together, W source width.
 """
 
 import math
@@ -365,12 +366,13 @@ class SelfAttention(nn.Module):
         Returns:
             Queries (B, H, T, D), keys and values (B, G, T, D), normalised and rotated as `forward` uses them.
         """
-        n_heads, n_kv_heads = self.n_heads, self.n_kv_heads
-        heads = split_heads(self.qkv(x), n_heads + 2 * n_kv_heads)  # (B, H + 2 G, T, D)
-        if rotation is not None and self.qk_norm is None and self.stretch == 1.0 and not heads.requires_grad:
-            turned = self.rotated(heads[:, :-n_kv_heads], *rotation)  # (B, H + G, T, D), sooner than one by one
-            return turned[:, :n_heads], turned[:, n_heads:], heads[:, -n_kv_heads:]
-        query, key, value = heads.split((n_heads, n_kv_heads, n_kv_heads), dim=1)  # (B, H, T, D), twice (B, G, T, D)
+        projected = self.qkv(x)                                    # (B, T, E)
+        if rotation is not None and self.qk_norm is None and self.stretch == 1.0 and not projected.requires_grad:
+            return self.rotated_together(projected, rotation)      # sooner done, and the same numbers
+        query, key, value = projected.split(self.sections, dim=-1)
+        query = split_heads(query, self.n_heads)                   # (B, H, T, D)
+        key = split_heads(key, self.n_kv_heads)                    # (B, G, T, D)
+        value = split_heads(value, self.n_kv_heads)                # (B, G, T, D)
         if self.qk_norm is not None:
             query, key = self.qk_norm(query), self.qk_norm(key)
         if self.stretch != 1.0:
@@ -378,6 +380,12 @@ class SelfAttention(nn.Module):
         if rotation is not None:
             query, key = self.rotated(query, *rotation), self.rotated(key, *rotation)
         return query, key, value
+
+    def rotated_together(self, projected: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """What `queries_keys_values` makes of its product (B, T, E), with one rotation for queries and keys."""
+        heads = split_heads(projected, self.n_heads + 2 * self.n_kv_heads)  # (B, H + 2 G, T, D)
+        turned = self.rotated(heads[:, : -self.n_kv_heads], *rotation)  # (B, H + G, T, D)
+        return turned[:, : self.n_heads], turned[:, self.n_heads :], heads[:, -self.n_kv_heads :]
 
     def rotated(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         """`rotate` queries or keys (B, H, T, D), by the fast path that equals it where there is one."""

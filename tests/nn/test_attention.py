@@ -170,6 +170,20 @@ def test_self_attention_kernels_agree(n_kv_heads, qk_norm, masked):
     torch.testing.assert_close(*results, **EXACT)
 
 
+@pytest.mark.parametrize("layout", ["halves", "interleaved"])
+@pytest.mark.parametrize("n_kv_heads", [4, 1])
+def test_queries_and_keys_that_are_rotated_together_are_those_rotated_one_by_one(n_kv_heads, layout):
+    layer = SelfAttention(24, 4, n_kv_heads, std=0.3, rotary_layout=layout)
+    angles = rotary_angles(torch.arange(7), 6).float()
+    x, rotation = rand(3, 7, 24).float(), (angles.cos(), angles.sin())
+    one_by_one = layer.queries_keys_values(x, rotation)
+    with torch.no_grad():
+        together = layer.queries_keys_values(x, rotation)
+    for mine, theirs in zip(together, one_by_one, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+
 def test_self_attention_agrees_with_torch_multihead():
     ours = SelfAttention(12, 3, 3, bias=True, std=0.3, output_std=0.3).double()
     oracle = torch.nn.MultiheadAttention(12, 3, batch_first=True).double()
