@@ -77,7 +77,7 @@ def best_ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     size = weight.abs()
     falling = size.sort(-1, descending=True).values                # (..., I)
-    k = torch.arange(1, weight.shape[-1] + 1, dtype=weight.dtype, device=weight.device)  # (I,)
+    k = torch.arange(1, weight.shape[-1] + 1, device=weight.device)  # (I,)
     sums = falling.cumsum(-1)                                      # (..., I)
     best = (sums.square() / k).argmax(-1, keepdim=True)            # (..., 1)
     kept = size >= falling.gather(-1, best)                        # (..., I)
@@ -120,7 +120,7 @@ def split_ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
     if not bool(((share > 0) & (share < 1)).all()):
         raise DataError("the small weights of a row, added up with their signs, outweigh its large ones, so that no "
                         "split has the right signs; take the row's mean out, or leave it ternary")  # fmt: skip
-    n_zero = (weight.shape[-1] - n_kept).clamp(min=1)              # (..., 1)
+    n_zero = weight.shape[-1] - n_kept                             # (..., 1), where it is 0 no weight takes the shift
     shift = (weight.shape[-1] * alpha - size.sum(-1, keepdim=True)) / (2 * n_zero)  # (..., 1)
     first = torch.where(kept, share * weight, torch.where(weight > 0, weight + shift, shift))  # (..., I)
     return first, weight - first
