@@ -129,9 +129,10 @@ def first_vectors(config: PromptConfig, vocabulary: Tensor, generator: torch.Gen
         >>> first_vectors(PromptConfig(n_virtual=3, initial="text", initial_ids=(2, 0)), words).tolist()
         [[5.0, 6.0], [1.0, 2.0], [5.0, 6.0]]
     """
+    vocabulary = vocabulary.detach()
     n_words, width = vocabulary.shape
     if config.initial == "random":
-        std = config.std or float(vocabulary.detach().float().std())
+        std = config.std or float(vocabulary.float().std())
         return normal_weight(config.n_virtual, width, std, generator).to(vocabulary.device, vocabulary.dtype)
     if wrong := [token_id for token_id in config.initial_ids if not 0 <= token_id < n_words]:
         raise ConfigError(f"initial_ids has {wrong[0]}, the vocabulary has ids 0 to {n_words - 1}")
@@ -140,7 +141,7 @@ def first_vectors(config: PromptConfig, vocabulary: Tensor, generator: torch.Gen
     else:
         among = torch.tensor(config.initial_ids or range(n_words))
         ids = among[torch.randint(len(among), (config.n_virtual,), generator=generator)]  # (P,)
-    return vocabulary.detach()[ids.to(vocabulary.device)].clone()
+    return vocabulary[ids.to(vocabulary.device)].clone()
 
 
 class Prompt(Table):

@@ -256,7 +256,7 @@ def test_fisher_with_data_and_with_drawn_answers(impl, rng):
     of_data = {"weight": torch.einsum("nk,ni->ki", score**2, x**2) / 7, "bias": (score**2).mean(0)}
     found = impl.fisher_diagonal(model, None, [(x[:3], y[:3]), (x[3:], y[3:])], "data")
     expect_fisher(found, of_data, "the empirical Fisher")
-    same = seeded(rng)
+    same, x, y = seeded(rng), normal(rng, 200, 4), of_classes(rng, 200)
     first, again, other = (
         impl.fisher_diagonal(model, None, [(x, y)], "model", generator) for generator in (same, same, seeded(rng))
     )

@@ -294,7 +294,7 @@ def test_the_old_weight_is_kept_and_not_changed(impl, rng):
     expect_equal(layer.get("base.weight").detach(), before, what="the weight after the way back, in float32")
 
 
-@task("24.2", needs=("24.1",))
+@task("24.2", needs=("24.1", "24.5"))
 def test_merge_of_a_table(impl, rng):
     model = small_gpt(impl).double()
     before = model.get("token_embedding.weight").detach()
