@@ -20,7 +20,11 @@ PLOTTED = {  # task -> field, its interval, axis: exact texts are none or all wi
 
 
 def table_rows(
-    config: Any, runs: Sequence[dict[str, Any]], rates: Mapping[str, float], seconds: Mapping[str, float], old: float
+    config: Any,
+    runs: Sequence[dict[str, Any]],
+    rates: Mapping[str, float],
+    seconds: Mapping[str, float],
+    old: Sequence[float],
 ) -> list[dict[str, Any]]:
     """One row per method and task: means over seeds, and half the width of a 95 % interval of the mean.
 
@@ -29,7 +33,7 @@ def table_rows(
         runs: one entry per method, task and seed.
         rates: method -> learning rate.
         seconds: method -> seconds per step.
-        old: bits per byte of the old domain before anything is adapted.
+        old: bits per byte of the old domain before anything is adapted, for the base of each seed.
     """
     rows = []
     for method in config.methods:
@@ -41,10 +45,10 @@ def table_rows(
     return rows
 
 
-def summary(found: Sequence[dict[str, Any]], old: float) -> dict[str, Any]:
+def summary(found: Sequence[dict[str, Any]], old: Sequence[float]) -> dict[str, Any]:
     """The figures of one method on one task."""
     first, scores = found[0], [run["score"] for run in found]
-    forgotten = [run["old_bits_per_byte"] - old for run in found]
+    forgotten = [run["old_bits_per_byte"] - old[run["key"]["seed"]] for run in found]
     return {
         "n_trained": first["n_trained"], "share": first["n_trained"] / first["n_base"],
         "score": statistics.fmean(scores), "half_width": half_width(scores),

@@ -1,7 +1,8 @@
-"""The table of `minillm finetune --table`: every method on three tasks, with several seeds, from one small base.
+"""The table of `minillm finetune --table`: every method on three tasks, with several seeds, each of which has its base.
 
-    OUT/base/            the base, a run of `minillm train`
-        rates/           one JSON per run of the small search for each method's learning rate
+    OUT/base/            the base of seed 0, a run of `minillm train`
+        base-1/ ...      those of the other seeds
+        rates/           one JSON per run of the small search for each method's learning rate, on the first base
         runs/            one JSON per method, task and seed; what is there is not made again
         steps.json       seconds per step, all methods in turn
         finetune_table.csv  .md  .png
@@ -63,10 +64,10 @@ class TableConfig:
     Args:
         methods: names in `METHODS`.
         tasks: "sentiment", "domain", "records".
-        n_seeds: seeds 0 to n_seeds - 1, at least 2 for an interval.
+        n_seeds: seeds 0 to n_seeds - 1, at least 2 for an interval; of the base and of all that is done with it.
         steps: of each run.
         records_steps: of each run on records, where copying must be learned, which takes longer.
-        base_steps: of the base.
+        base_steps: of each base.
         search_steps: of each run of the search for learning rates; 0 takes those of `METHODS`.
         batch_size: rows per step.
         sizes: of the methods.
@@ -94,8 +95,8 @@ QUICK = TableConfig(
 )  # fmt: skip
 
 
-def make_base(folder: Path, config: TableConfig) -> None:
-    """Train the base, unless it is there: a GPT-2 with biases, on stories in which people feel.
+def make_base(folder: Path, config: TableConfig, seed: int) -> None:
+    """Train the base of a seed, unless it is there: a GPT-2 with biases, on stories in which people feel.
 
     Its tokenizer has seen all kinds of text that the tasks bring, as that of GPT-2 had; the model has not.
     """
@@ -106,13 +107,14 @@ def make_base(folder: Path, config: TableConfig) -> None:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = folder.parent / "tokenizer.json"
-    pairs = (f"{source} -> {target}" for source, target in islice(records(World(SHORT_WORLD), 1), 300))
-    texts = [*islice(unlabelled(World(BASE_WORLD), 0), 1000), *pairs, *prose()[:-N_PROSE_TEST]]
-    BPETokenizer.train(texts, 768).save(tokenizer)
+    if not tokenizer.exists():
+        pairs = (f"{source} -> {target}" for source, target in islice(records(World(SHORT_WORLD), 1), 300))
+        texts = [*islice(unlabelled(World(BASE_WORLD), 0), 1000), *pairs, *prose()[:-N_PROSE_TEST]]
+        BPETokenizer.train(texts, 768).save(tokenizer)
     settings = Settings(
         data=("tinyworld-feelings",), model="gpt2", size=config.size, steps=config.base_steps, batch_size=16,
         max_seq_len=128, rows="documents", tokenizer=str(tokenizer), optimizer="muon", precision="fp32", device="cpu",
-        learning_rate=0.02, validate_every=0, sample_every=0, checkpoint_every=0, out=folder,
+        learning_rate=0.02, validate_every=0, sample_every=0, checkpoint_every=0, out=folder, seed=seed,
     )  # fmt: skip
     train_run(settings, read_texts(settings))
 
@@ -151,26 +153,31 @@ def make_table(out: Path, config: TableConfig) -> list[dict[str, Any]]:
     Returns:
         the table's rows.
     """
-    make_base(out / "base", config)
-    run = open_run(out / "base", torch.device("cpu"))
+    bases: list[GPT] = []
+    for seed in range(config.n_seeds):
+        folder = out / (f"base-{seed}" if seed else "base")
+        make_base(folder, config, seed)
+        run = open_run(folder, torch.device("cpu"))
+        bases.append(run.model)
     tasks = {name: make_task(name, run.tokenizer, config.batch_size) for name in config.tasks}
     old = old_domain(run.tokenizer)
-    rates = {name: best_rate(out / "rates", name, run.model, tasks, config) for name in config.methods}
+    rates = {name: best_rate(out / "rates", name, bases[0], tasks, config) for name in config.methods}
     runs = []
     todo = [todo for todo in product(range(config.n_seeds), config.methods, tasks) if fits(todo[1], tasks[todo[2]])]
     for seed, method, name in tqdm(todo, desc="runs"):
         path = out / "runs" / f"{method}-{name}-{seed}.json"
-        key = {"method": method, "task": name, "seed": seed, "steps": steps_of(name, config)}
+        key = {"method": method, "task": name, "seed": seed, "base": seed, "steps": steps_of(name, config)}
         key["learning_rate"] = rates[method]
-        runs.append(cached(path, key, partial(one_run, run.model, tasks[name], old, config)))
-    before = {"old": old.score(run.model)} | {
-        name: task.score(run.model) for name, task in tasks.items() if not task.heads
+        runs.append(cached(path, key, partial(one_run, bases[seed], tasks[name], old, config)))
+    of_old = [old.score(base) for base in bases]
+    before = {"old": statistics.fmean(of_old)} | {
+        name: statistics.fmean(task.score(base) for base in bases) for name, task in tasks.items() if not task.heads
     }
     seconds = cached(
-        out / "steps.json", {"methods": list(config.methods)}, partial(step_seconds, run.model, tasks, config)
+        out / "steps.json", {"methods": list(config.methods)}, partial(step_seconds, bases[0], tasks, config)
     )
-    rows = table_rows(config, runs, rates, seconds["seconds"], before["old"])
-    write_table(out, rows, before, settings_in_words(config, run.model))
+    rows = table_rows(config, runs, rates, seconds["seconds"], of_old)
+    write_table(out, rows, before, settings_in_words(config, bases[0]))
     return rows
 
 
@@ -319,6 +326,6 @@ def settings_in_words(config: TableConfig, base: GPT) -> str:
         f"The base is a GPT-2 with biases ({shape.n_layers} layers, width {shape.d_model}, {base.n_parameters():,} "
         f"parameters), trained for {config.base_steps} steps on stories of the made world in which people feel. Each "
         f"run has {config.steps} steps (records {config.records_steps}) of {config.batch_size} rows with Adam; the "
-        f"rate rises for a tenth of them and falls to 0. {config.n_seeds} seeds (new heads, first numbers of the "
-        "method, order of the rows); intervals are of 95 % by Student's t."
+        f"rate rises for a tenth of them and falls to 0. {config.n_seeds} seeds (another base, other heads, first "
+        "numbers of the method and order of the rows); intervals are of 95 % by Student's t."
     )
