@@ -9,6 +9,7 @@ JSON.
 """
 
 import argparse
+import copy
 import ctypes
 import gc
 import json
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -138,6 +140,28 @@ def measure_speed(models: dict[str, GPT], n_rounds: int, n_tokens: int) -> dict[
     return seconds
 
 
+@torch.inference_mode()
+def measure_one_layer(n_rounds: int) -> None:
+    """Print the milliseconds of one product of 2048 x 2048 in each form, for few rows and for many; all take turns."""
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(2048, 2048, bias=False)
+    layer.weight.copy_(0.02 * torch.randn(2048, 2048, generator=generator))
+    works: dict[str, Callable[[Tensor], Tensor]] = {"fp32": layer}
+    half = copy.deepcopy(layer).bfloat16()
+    works["bf16"] = lambda x: half(x.bfloat16())
+    for form, spec, backend in (("int8", INT8, "torch"), ("int8 dynamic", INT8, "dynamic"), ("int4", INT4, "torch")):
+        works[form] = QuantLinear(layer, spec, backend).kernel.multiply
+    works[UNPACKED] = QuantLinear(layer, INT4)
+    for n_rows in (1, 16, 64):
+        x = torch.randn(n_rows, 2048, generator=generator)
+        taken: dict[str, list[float]] = {form: [] for form in works}
+        for _ in range(n_rounds):
+            for form, work in works.items():
+                taken[form].append(1000 * seconds_of(partial(work, x)))
+        shown = ", ".join(f"{form} {statistics.median(times[2:]):.2f}" for form, times in taken.items())
+        print(f"one layer, {n_rows} rows, ms: {shown}", flush=True)
+
+
 def ratio(seconds: dict[str, list[float]], ours: str, peer: str) -> float:
     """Median over the rounds of how many times faster."""
     return statistics.median(p / o for o, p in zip(seconds[ours], seconds[peer], strict=True))
@@ -148,12 +172,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two layers, few tokens: a smoke test, not a measurement")
     parser.add_argument("--threads", type=int, default=2, help="threads of all forms (default: 2)")
     parser.add_argument("--layers", type=int, default=SHAPE["n_layers"], help="layers (default: %(default)s)")
+    parser.add_argument("--one-layer", action="store_true", help="only the milliseconds of a single layer")
     parser.add_argument("--memory-of", choices=FORMS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     n_layers = 2 if arguments.quick else arguments.layers
     if arguments.memory_of:
         measure_memory(arguments.memory_of, arguments.layers)
+        return
+    if arguments.one_layer:
+        measure_one_layer(5 if arguments.quick else 40)
         return
     models = {}
     for form in FORMS:

@@ -89,11 +89,10 @@ def int4_kernel(layer: "QuantLinear") -> Kernel | None:
     pair = torch.stack([grid.scale, (8 - raised - grid.zero) * grid.scale], dim=-1)  # (O, n, 2)
     pair = pair.transpose(0, 1).expand(layer.d_in // width, -1, -1).bfloat16().contiguous()  # (n, O, 2)
 
-    def multiply(x: Tensor) -> Tensor:
-        out = torch._weight_int4pack_mm_for_cpu(x.bfloat16().reshape(-1, x.shape[-1]), packed, width, pair)
-        return out.float().view(*x.shape[:-1], -1)
-
-    return Kernel(multiply, packed.nbytes + pair.nbytes)
+    return Kernel(
+        lambda x: in_rows(x, lambda rows: torch._weight_int4pack_mm_for_cpu(rows, packed, width, pair)),
+        packed.nbytes + pair.nbytes,
+    )
 
 
 def int8_kernel(layer: "QuantLinear") -> Kernel | None:
@@ -105,11 +104,15 @@ def int8_kernel(layer: "QuantLinear") -> Kernel | None:
     shifted = bool(shift.any())
 
     def multiply(x: Tensor) -> Tensor:
-        out = torch._weight_int8pack_mm(x.bfloat16().reshape(-1, x.shape[-1]), codes, scale)
-        out = out.float().view(*x.shape[:-1], -1)
+        out = in_rows(x, lambda rows: torch._weight_int8pack_mm(rows, codes, scale))
         return out + x.float().sum(-1, True) * shift if shifted else out
 
     return Kernel(multiply, codes.nbytes + scale.nbytes + shift.nbytes)
+
+
+def in_rows(x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+    """A product that takes a matrix in bf16, for any (..., I) and with a result in fp32."""
+    return product(x.bfloat16().reshape(-1, x.shape[-1])).float().view(*x.shape[:-1], -1)
 
 
 def dynamic_kernel(layer: "QuantLinear") -> Kernel | None:

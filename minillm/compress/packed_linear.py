@@ -98,7 +98,7 @@ class PackedLinear(nn.Module):
         if x.requires_grad and torch.is_grad_enabled():
             out = PackedProduct.apply(x, self)                     # (..., O)
         else:
-            out = self.multiply(x)                                 # the same; a third of a small model's time is saved
+            out = self.multiply(x)                                 # the same; the wrapping takes about 40 microseconds
         out = out if self.bias is None else out + self.bias.to(out.dtype)
         return out if self.stretch == 1.0 else out * self.stretch
 

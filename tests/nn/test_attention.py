@@ -183,7 +183,6 @@ def test_queries_and_keys_that_are_rotated_together_are_those_rotated_one_by_one
         assert torch.equal(mine, theirs)
 
 
-
 def test_self_attention_agrees_with_torch_multihead():
     ours = SelfAttention(12, 3, 3, bias=True, std=0.3, output_std=0.3).double()
     oracle = torch.nn.MultiheadAttention(12, 3, batch_first=True).double()
