@@ -1,7 +1,12 @@
 """Options and settings that all tests share."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
+
+SEED = 0
 
 
 def pytest_addoption(parser):
@@ -20,6 +25,14 @@ def pytest_runtest_makereport(item, call):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         if not reason.endswith("not here"):
             report.outcome, report.longrepr = "failed", f"skipped, which is an error here: {reason}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Models and peers made without a generator of their own draw the same numbers in every run, in any order."""
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
 
 
 @pytest.fixture(autouse=True)

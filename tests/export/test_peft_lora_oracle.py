@@ -50,6 +50,7 @@ MODELS = {  # our targets; their class; their targets
 EXACT = {"gpt2": 1e-12, "gpt2 with head": 1e-12, "llama": 4e-6, "bloom": 4e-6, "bert": 1e-12, "t5": 1e-5}
 SINGLE_PRECISION = 4e-6  # of the largest logit; up to 1.1e-6 was seen
 SINGLE = {"t5": 1e-5}  # theirs softmax too; the two bases differ by about as much without any adapter
+NOISE = {"t5": 0.1}  # its scores are not divided by √d_head: at 0.2 a rounding grows six times as much as elsewhere
 DTYPES = (torch.float64, torch.float32)
 
 
@@ -88,7 +89,7 @@ def opened(folder, family, dtype):
 def test_ours_opens_in_peft(family, parts, dtype, tmp_path):
     peft = pytest.importorskip("peft")
     make, targets, *_ = MODELS[family]
-    model = randomized(make(), 3).to(dtype).eval()
+    model = randomized(make(), 3, NOISE.get(family, 0.2)).to(dtype).eval()
     base = ours(model)
     save_hugging_face(model, tmp_path / "base")
     config = LoraConfig(rank=3, alpha=5.0, targets=targets, parts=parts, rank_stabilised=not parts)
@@ -110,7 +111,7 @@ def test_ours_opens_in_peft(family, parts, dtype, tmp_path):
 def test_theirs_opens_here(family, rslora, dtype, tmp_path):
     peft = pytest.importorskip("peft")
     make, _, _, targets = MODELS[family]
-    save_hugging_face(randomized(make(), 3).to(dtype), tmp_path / "base")
+    save_hugging_face(randomized(make(), 3, NOISE.get(family, 0.2)).to(dtype), tmp_path / "base")
     config = peft.LoraConfig(r=4, lora_alpha=7, target_modules=targets, use_rslora=rslora)
     hosted = peft.get_peft_model(opened(tmp_path / "base", family, dtype), config).eval()
     disturb(p for p in hosted.parameters() if p.requires_grad)
