@@ -93,6 +93,7 @@ class TextClasses(Task):
         classes: their names.
         batch_size: B.
         max_tokens: texts are cut to their last so many tokens; 0 cuts none.
+        bias: whether the classifier has one; see `LastTokenClassifier`.
 
     Raises:
         DataError: if there are no texts, or a class that has no name.
@@ -109,8 +110,9 @@ class TextClasses(Task):
         classes: Sequence[str] = CLASSES,
         batch_size: int = 16,
         max_tokens: int = 0,
+        bias: bool = True,
     ):
-        self.classes, self.pad_id = tuple(classes), tokenizer.special_tokens[END_OF_TEXT]
+        self.classes, self.pad_id, self.bias = tuple(classes), tokenizer.special_tokens[END_OF_TEXT], bias
         self.train, self.test = (
             [([self.pad_id, *tokenizer.encode(text)][-max_tokens:], label) for text, label in part]
             for part in (train, test)
@@ -129,7 +131,7 @@ class TextClasses(Task):
 
     def prepare(self, model: GPT, generator: torch.Generator | None = None) -> LastTokenClassifier:
         """The body of the model under a new classifier of the last token's vector."""
-        return LastTokenClassifier(model, len(self.classes), dropout=0.0, generator=generator)
+        return LastTokenClassifier(model, len(self.classes), dropout=0.0, generator=generator, bias=self.bias)
 
     @torch.no_grad()
     def score(self, model: nn.Module) -> float:
@@ -155,6 +157,7 @@ class Sentiment(TextClasses):
         batch_size: B.
         seed: of the training texts, not 1,000,003; a base is trained on texts of seed 0.
         max_tokens: as in `TextClasses`.
+        bias: as there.
     """
 
     name = "sentiment"
@@ -168,9 +171,10 @@ class Sentiment(TextClasses):
         batch_size: int = 16,
         seed: int = 1,
         max_tokens: int = 0,
+        bias: bool = True,
     ):
         train, test = islice(feelings(world, seed), n_train), islice(feelings(world, TEST_SEED), n_test)
-        super().__init__(train, test, tokenizer, CLASSES, batch_size, max_tokens)
+        super().__init__(train, test, tokenizer, CLASSES, batch_size, max_tokens, bias)
 
 
 class Domain(Task):

@@ -21,8 +21,9 @@ from minillm.adapt.adapted import Adapted, adapt
 from minillm.adapt.delta import Delta, TrainedInPlace
 from minillm.adapt.ia3 import IA3Config, IA3Delta, Vectors
 from minillm.errors import CheckpointError, ConfigError
+from minillm.export.exported import exported, head_tensors, heads_from, modules_of
 from minillm.export.folder import new_folder, read_json_object, write_json
-from minillm.export.peft_lora import CONFIG, PREFIX, TASKS, WEIGHTS, Ours, Place, head_tensors, places_of, touches
+from minillm.export.peft_lora import CONFIG, PREFIX, WEIGHTS, Place, places_of, touches
 from minillm.train.checkpoint import write_file
 from minillm.train.tensor_file import read_tensor_file, tensor_file_chunks
 
@@ -33,7 +34,7 @@ def save_peft_ia3(adapted: Adapted, folder: str | Path, base: str = "") -> Path:
     """Write (IA)^3 vectors so that `PeftModel.from_pretrained(exported model, folder)` gives the same logits.
 
     Args:
-        adapted: a model of a family that transformers has, with such vectors, and perhaps heads.
+        adapted: a model of a family that transformers has, or a classifier over one, with such vectors.
         folder: a new or empty folder; it appears complete or not at all.
         base: where `peft` finds the exported model; noted in the config.
 
@@ -50,16 +51,16 @@ def save_peft_ia3(adapted: Adapted, folder: str | Path, base: str = "") -> Path:
         if name not in places:
             raise CheckpointError(f"{name} cannot be written for peft: the exported model has no such module")
         theirs |= to_theirs(name, layer.ia3, places[name])
-    saved = head_tensors(adapted.model, heads)
+    saved = head_tensors(adapted, heads)
     tensors = {f"{PREFIX}{module}{KEY}": vector for module, vector in theirs.items()}
     tensors |= {f"{PREFIX}{key}": tensor for key, tensor in saved.items()}
     settings = {
         "peft_type": "IA3",
-        "task_type": next((task for kind, task in TASKS if isinstance(adapted.model.config, kind)), None),
+        "task_type": exported(adapted.model).task,
         "base_model_name_or_path": base or None,
         "target_modules": sorted(theirs),
         "feedforward_modules": sorted(module for module, vector in theirs.items() if is_of_inputs(vector)),
-        "modules_to_save": sorted({key.rpartition(".")[0] for key in saved}) or None,
+        "modules_to_save": modules_of(saved),
         "fan_in_fan_out": any(places[name].is_transposed for name in delta.layers),
         "init_ia3_weights": True,
         "inference_mode": True,
@@ -121,10 +122,7 @@ def load_peft_ia3(model: nn.Module, folder: str | Path, name: str = "default") -
         adapted = adapt(model, found.config(sorted({key.rpartition(".")[0] for key in kept})), name)
     except ConfigError as error:
         raise CheckpointError(f"{folder} does not fit this {type(model).__name__}: {error}") from error
-    delta, heads = vectors_and_heads(adapted)
-    if wrong := [key for key in heads if key not in kept or heads[key].shape != kept[key].shape]:
-        adapted.remove()
-        raise CheckpointError(f"{folder / WEIGHTS} lacks the head's {wrong[0]}, or has it in another size")
+    delta, _ = vectors_and_heads(adapted)
     adapted.delta.load({**found.tensors(delta), **kept})
     return adapted
 
@@ -160,7 +158,7 @@ class Found:
             raise CheckpointError(f"{self.folder / WEIGHTS} holds no (IA)^3 vectors")
         for module, vector in vectors.items():
             self.take_vector(module, vector)
-        return Ours(self.model, self.folder).take_heads(bare)
+        return heads_from(self.model, bare, str(self.folder / WEIGHTS))
 
     def take_vector(self, module: str, vector: Tensor) -> None:
         """Sort one vector."""

@@ -24,12 +24,9 @@ from minillm.adapt.adapted import Adapted, adapt
 from minillm.adapt.delta import TrainedInPlace
 from minillm.adapt.lora import WHOLE, LoraConfig, LoraDelta, LoraEmbedding, LoraLayer
 from minillm.errors import CheckpointError, ConfigError
-from minillm.export.family import Family
+from minillm.export.exported import exported, head_tensors, heads_from, modules_of
 from minillm.export.folder import new_folder, read_json_object, write_json
-from minillm.export.hugging_face import family_of
 from minillm.export.weights import Match
-from minillm.models.gpt import GPTConfig
-from minillm.models.t5 import T5Config
 from minillm.train.checkpoint import write_file
 from minillm.train.tensor_file import read_tensor_file, tensor_file_chunks
 
@@ -37,7 +34,6 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 LINEAR_KEYS, TABLE_KEYS = ("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")
 COPY_OF_BASE = ".base_layer.weight"  # peft writes a table whole beside its branch; it is the base's, unchanged
-TASKS = ((GPTConfig, "CAUSAL_LM"), (T5Config, "SEQ_2_SEQ_LM"))
 NOT_HERE = (  # settings of theirs that make another computation of it, when they are set
     "use_dora", "lora_bias", "layer_replication", "target_parameters", "use_qalora", "alora_invocation_tokens",
     "arrow_config", "velora_config", "monteclora_config", "use_bdlora", "kasa_config", "trainable_token_indices",
@@ -87,7 +83,7 @@ def save_peft_lora(adapted: Adapted, folder: str | Path, base: str = "", name: s
     """Write a LoRA adapter so that `PeftModel.from_pretrained(exported model, folder)` gives the same logits.
 
     Args:
-        adapted: a model of a family that transformers has, with a LoRA adapter.
+        adapted: a model of a family that transformers has, or a classifier over one, with a LoRA adapter.
         folder: a new or empty folder; it appears complete or not at all.
         base: where `peft` finds the exported model, its folder or name on a hub; noted in the config.
         name: which adapter; the one in use if empty.
@@ -105,9 +101,9 @@ def save_peft_lora(adapted: Adapted, folder: str | Path, base: str = "", name: s
     for place, layer in lora.layers.items():
         modules |= to_theirs(place, layer, name, places)
     tensors = {key: tensor for module, theirs in modules.items() for key, tensor in named(module, theirs).items()}
-    saved = head_tensors(adapted.model, heads)
+    saved = head_tensors(adapted, heads)
     tensors |= {f"{PREFIX}{key}": tensor for key, tensor in saved.items()}
-    settings = settings_for(config, modules, sorted({key.rpartition(".")[0] for key in saved}), adapted.model, base)
+    settings = settings_for(config, modules, modules_of(saved), exported(adapted.model).task, base)
     with new_folder(Path(folder)) as temporary:
         write_json(temporary / CONFIG, settings)
         write_file(temporary / WEIGHTS, tensor_file_chunks(tensors, {"format": "pt"}))
@@ -128,33 +124,16 @@ def lora_and_heads(adapted: Adapted, name: str) -> tuple[LoraDelta, dict[str, Te
                       for key, value in part.tensors().items()}  # fmt: skip
 
 
-def matches_of(model: nn.Module) -> tuple[Family, dict[str, Match]]:
-    """The family of a model, and our parameter's name -> where it is in theirs.
-
-    Raises:
-        CheckpointError: if transformers has no such model.
-    """
-    config = getattr(model, "config", None)
-    if config is None:
-        raise CheckpointError(
-            f"a {type(model).__name__} is none of the models that can be exported; adapt its body, or save with save()"
-        )
-    family = family_of(config)
-    return family, {match.ours: match for match in family.matches(config)}
-
-
 def places_of(model: nn.Module) -> dict[str, Place]:
     """Our layer's name -> where its rows are; layers and tables only.
 
     Raises:
         CheckpointError: if transformers has no such model.
     """
-    family, matches = matches_of(model)
-    tied = set(family.aliases(model.config).values())
-    places = {}
-    for name, match in matches.items():
+    form, places = exported(model), {}
+    for name, match in form.matches.items():
         layer = name.removesuffix(".weight")
-        if layer == name or tied & set(match.theirs):
+        if layer == name or name in form.own or form.tied & set(match.theirs):
             continue
         weight = getattr(surgery.unwrapped(model.get_submodule(layer)), "weight", None)
         if isinstance(weight, Tensor) and weight.dim() == 2:
@@ -224,26 +203,8 @@ def named(module: str, theirs: TheirLora) -> dict[str, Tensor]:
     return {f"{start}.{first}": theirs.a.contiguous(), f"{start}.{second}": theirs.b.contiguous()}
 
 
-def head_tensors(model: nn.Module, heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters that are trained whole, under their names.
-
-    Raises:
-        CheckpointError: if the exported model has no such parameter.
-    """
-    if not heads:
-        return {}
-    _, matches = matches_of(model)
-    if lost := sorted(heads.keys() - matches.keys()):
-        raise CheckpointError(f"the exported model has no place for the head's {lost[0]}; it would be lost")
-    return {
-        theirs: tensor.contiguous()
-        for name, value in heads.items()
-        for theirs, tensor in zip(matches[name].theirs, matches[name].part(value), strict=True)
-    }
-
-
 def settings_for(
-    config: LoraConfig, modules: Mapping[str, TheirLora], heads: Sequence[str], model: nn.Module, base: str
+    config: LoraConfig, modules: Mapping[str, TheirLora], heads: Sequence[str] | None, task: str | None, base: str
 ) -> dict[str, Any]:
     """The content of adapter_config.json; modules with another rank than most are listed by name."""
     ranks = [theirs.rank for theirs in modules.values()]
@@ -251,7 +212,7 @@ def settings_for(
     unusual = {module: theirs for module, theirs in modules.items() if theirs.rank != usual}
     return {
         "peft_type": "LORA",
-        "task_type": next((task for kind, task in TASKS if isinstance(model.config, kind)), None),
+        "task_type": task,
         "base_model_name_or_path": base or None,
         "r": usual,
         "lora_alpha": alpha_for(config, usual),
@@ -260,7 +221,7 @@ def settings_for(
         "lora_dropout": config.dropout,
         "use_rslora": config.rank_stabilised,
         "target_modules": sorted(modules),
-        "modules_to_save": list(heads) or None,
+        "modules_to_save": heads,
         "fan_in_fan_out": any(theirs.is_transposed for theirs in modules.values()),
         "init_lora_weights": True,
         "bias": "none",
@@ -286,7 +247,7 @@ def load_peft_lora(model: nn.Module, folder: str | Path, name: str = "default") 
     found = Ours(model, folder)
     for module, lora in modules.items():
         found.take(module, lora)
-    kept = found.take_heads(heads)
+    kept = heads_from(model, heads, str(folder / WEIGHTS))
     config = found.config(theirs, sorted({key.rpartition(".")[0] for key in kept}))
     try:
         adapted = adapt(model, config, name, torch.Generator().manual_seed(0))
@@ -380,24 +341,6 @@ class Ours:
                 self.parts.setdefault(name, {})[parts[place.modules.index(module)]] = lora
                 return
         raise CheckpointError(f"{self.folder / WEIGHTS} adapts {module}, for which this model has no layer of its own")
-
-    def take_heads(self, heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of theirs that are saved whole -> under our names.
-
-        Raises:
-            CheckpointError: if one has no place, or is only a piece of a parameter of ours.
-        """
-        if not heads:
-            return {}
-        _, matches = matches_of(self.model)
-        kept, used = {}, set()
-        for name, match in matches.items():
-            if set(match.theirs) <= heads.keys():
-                kept[name] = match.join([heads[theirs] for theirs in match.theirs])
-                used |= set(match.theirs)
-        if lost := sorted(heads.keys() - used):
-            raise CheckpointError(f"{self.folder / WEIGHTS} has {lost[0]}, for which this model has no place")
-        return kept
 
     def config(self, theirs: Mapping[str, Any], heads: Sequence[str]) -> LoraConfig:
         """Our settings for these layers.

@@ -46,6 +46,7 @@ class LastTokenClassifier(nn.Module):
         n_classes: number of classes K, at least 2.
         dropout: chance of dropping a number of the last vector while training.
         generator: where the initial weights come from; None is torch's own default generator.
+        bias: whether each class has a number of its own beside its vector; the source and `transformers` have none.
 
     Raises:
         ConfigError: if the number is below 2.
@@ -54,11 +55,18 @@ class LastTokenClassifier(nn.Module):
         Radford et al. 2018, "Improving language understanding by generative pre-training", section 3.2.
     """
 
-    def __init__(self, body: GPT, n_classes: int, dropout: float = 0.1, generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        body: GPT,
+        n_classes: int,
+        dropout: float = 0.1,
+        generator: torch.Generator | None = None,
+        bias: bool = True,
+    ):
         super().__init__()
         check_classes(n_classes)
         self.body, self.dropout = body, dropout
-        self.head = Linear(body.config.d_model, n_classes, True, generator=generator)
+        self.head = Linear(body.config.d_model, n_classes, bias, generator=generator)
 
     def forward(self, token_ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Score the classes.

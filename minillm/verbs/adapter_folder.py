@@ -26,12 +26,14 @@ class AdapterNote:
         task: what was learned.
         base: where the base lay.
         classes: names of the answers, if it answers with classes.
+        bias: whether the classifier that does so has one.
     """
 
     method: str = ""
     task: str = ""
     base: str = ""
     classes: tuple[str, ...] = ()
+    bias: bool = True
 
 
 def write_note(folder: Path, note: AdapterNote) -> None:
@@ -69,7 +71,8 @@ def with_adapter(model: GPT, folder: Path) -> tuple[nn.Module, AdapterNote]:
     ready_for(method_named(note.method), model)
     whole: nn.Module = model
     if note.classes:
-        whole = LastTokenClassifier(model, len(note.classes), dropout=0.0).to(model.token_embedding.weight)
+        whole = LastTokenClassifier(model, len(note.classes), dropout=0.0, bias=note.bias)
+        whole.to(model.token_embedding.weight)
     load_delta(whole, folder)
     return whole.eval(), note
 

@@ -15,6 +15,7 @@ from minillm.data.feelings import SHORT_WORLD
 from minillm.data.split import split_documents, split_text
 from minillm.data.tinyworld import World
 from minillm.errors import ConfigError, DataError
+from minillm.export.hugging_face import family_of
 from minillm.export.opened import Opened, open_hugging_face
 from minillm.export.peft import save_peft
 from minillm.infer.generate import generate
@@ -45,10 +46,13 @@ def fine_tune_run(settings: Settings, out: Path) -> str | None:
     Raises:
         ConfigError: if the folder is taken, or the method does not fit the base.
         DataError: if there are no texts.
+        CheckpointError: if peft is to open it, but transformers has no such model.
     """
     if (out / SETTINGS).exists():
         raise ConfigError(f"{out} holds an adapter already; choose another --out")
     opened, method = open_base(settings), method_named(settings.method)
+    if settings.save_peft:
+        family_of(opened.model.config)  # before the work: raises if transformers has no such model
     task = make_task(settings, opened)
     before = before_training(task, opened.model)
     config = method.make(Sizes(
@@ -86,8 +90,9 @@ def make_task(settings: Settings, opened: Run | Opened) -> Task:
     """The task of the settings, on the project's texts or the user's."""
     tokenizer, context, size = opened.tokenizer, opened.model.config.max_seq_len, settings.batch_size
     room = max(1, context - settings.n_virtual)  # beside what some methods put in front
+    bias = not settings.save_peft  # classifiers in transformers have none
     if settings.task == "sentiment":
-        return Sentiment(World(SHORT_WORLD), tokenizer, batch_size=size, max_tokens=room)
+        return Sentiment(World(SHORT_WORLD), tokenizer, batch_size=size, max_tokens=room, bias=bias)
     if settings.task == "records":
         return Records(World(SHORT_WORLD), tokenizer, batch_size=size)
     if settings.task == "domain":
@@ -98,7 +103,7 @@ def make_task(settings: Settings, opened: Run | Opened) -> Task:
         return TextPairs(*set_aside(as_pairs(examples), settings.validation_fraction, settings.seed), tokenizer, size)
     texts, classes = with_numbers(examples)
     parts = set_aside(texts, settings.validation_fraction, settings.seed)
-    return TextClasses(*parts, tokenizer, classes, size, max_tokens=room)
+    return TextClasses(*parts, tokenizer, classes, size, max_tokens=room, bias=bias)
 
 
 def read_domain(settings: Settings) -> tuple[list[str], list[str]]:
@@ -124,7 +129,7 @@ def write_folder(settings: Settings, out: Path, task: Task, result: FineTuned, o
     base = str(settings.hf or settings.base)
     classes = task.classes if isinstance(task, TextClasses) else ()
     result.adapted.save(out)
-    write_note(out, AdapterNote(settings.method, settings.task, base, classes))
+    write_note(out, AdapterNote(settings.method, settings.task, base, classes, bias=not settings.save_peft))
     (out / SAMPLES).write_text(samples(task, result, opened, settings.seed), encoding="utf-8")
     steps = list(range(1, len(result.losses) + 1))
     smooth = running_mean(result.losses, max(2, min(10, len(steps) // 5)))

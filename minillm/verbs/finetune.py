@@ -14,7 +14,6 @@ METHOD_NAMES = (  # as in minillm.adapt.methods, which imports torch
 )  # fmt: skip
 TASK_NAMES = ("sentiment", "domain", "records", "classes", "pairs")
 NEED_DATA = ("classes", "pairs")
-WITH_HEAD = ("sentiment", "classes")
 PEFT_HAS = ("lora", "prefix", "p_tuning_v2", "prompt", "p_tuning", "ia3")
 
 
@@ -47,7 +46,7 @@ class Settings:
     max_seq_len: int = setting(64, "rows of the domain's text, in tokens; texts of classes are cut to fit the model")
     validation_fraction: float = setting(0.1, "share of your own texts set aside for the score")
     out: Path = setting(DEFAULT_OUT, "folder of the adapter; runs/ alone makes runs/TASK-METHOD")
-    save_peft: bool = setting(False, "also write OUT/peft, which the peft package opens on the exported model")
+    save_peft: bool = setting(False, "also write OUT/peft, for the peft package; a classifier has no bias then")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps; one that is missing is an error")
     table: bool = setting(False, "instead: all methods on three tasks with five seeds, in OUT (runs/finetune-table)")
     quick: bool = setting(False, "with --table: a slice of it in a minute, to see that it works")
@@ -67,8 +66,6 @@ class Settings:
             raise ConfigError(f"--data goes with the tasks domain, classes and pairs; {self.task} makes its own texts")
         if self.save_peft and self.method not in PEFT_HAS:
             raise ConfigError(f"peft has no {self.method} that it could load; --save-peft is for {', '.join(PEFT_HAS)}")
-        if self.save_peft and self.task in WITH_HEAD:
-            raise ConfigError(f"--save-peft is for tasks that write text; {self.task} has a classifier of our own")
         if self.quick and not self.table:
             raise ConfigError("--quick goes with --table")
 

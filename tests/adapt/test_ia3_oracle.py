@@ -16,7 +16,7 @@ MODELS = {
     "gpt2": (lambda: small_gpt(bias=True), "AutoModelForCausalLM", 1e-10),
     "llama": (lambda: small_gpt(**LLAMA), "AutoModelForCausalLM", 2e-6),
     "bert": (small_bert, "AutoModelForPreTraining", 1e-10),
-    "t5": (small_t5, "AutoModelForSeq2SeqLM", 3e-6),
+    "t5": (small_t5, "AutoModelForSeq2SeqLM", 1e-5),
 }
 LAYERS = {"gpt2": "transformer.h.{}.", "llama": "model.layers.{}.", "bert": "bert.encoder.layer.{}."}
 NAMES = {

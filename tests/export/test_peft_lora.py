@@ -13,7 +13,6 @@ from minillm.errors import CheckpointError
 from minillm.export.hugging_face import load_hugging_face, save_hugging_face
 from minillm.export.peft_lora import CONFIG, WEIGHTS, load_peft_lora, save_peft_lora
 from minillm.models.bert import Bert, bert_config
-from minillm.models.bert_heads import TextClassifier
 from minillm.models.gpt import GPT
 from minillm.models.registry import model_config
 from minillm.models.t5 import T5, t5_config
@@ -169,9 +168,9 @@ def test_what_their_layout_cannot_say(tmp_path):
     tied, _ = made("gpt2")
     with pytest.raises(CheckpointError, match="token_embedding cannot be written for peft: it is tied"):
         save_peft_lora(adapted_of(tied, targets="token_embedding"), tmp_path / "x")
-    classifier = TextClassifier(Bert(bert_config("bert", **SIZES)), 3)
-    with pytest.raises(CheckpointError, match="TextClassifier is none of the models that can be exported"):
-        save_peft_lora(adapted_of(classifier, heads="head"), tmp_path / "x")
+    wrapped = torch.nn.Sequential(made("gpt2")[0])
+    with pytest.raises(CheckpointError, match="Sequential is none of the models that can be exported"):
+        save_peft_lora(adapted_of(wrapped, targets="attention.qkv"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 

@@ -33,8 +33,9 @@ SHAPES = {
     ],
     "mixtral": [{"n_kv_heads": 2}, {"n_experts": 5, "n_active_experts": 3, "window": 4, "kernels": "naive"}],
 }
-# Theirs computes RMSNorm's scale and rotary angles, ALiBi's slopes and Mixtral's router in float32.
-EXACT = {"gpt2": 1e-10, "bloom": 1e-6, "llama": 1e-6, "mistral": 1e-6, "falcon": 1e-6, "mixtral": 3e-6}
+# Theirs computes RMSNorm's scale and rotary angles, ALiBi's slopes and Mixtral's router in float32; up to 1.0e-6 was
+# seen of a LLaMA's gradient, on a processor without AVX.
+EXACT = {"gpt2": 1e-10, "bloom": 4e-6, "llama": 4e-6, "mistral": 4e-6, "falcon": 4e-6, "mixtral": 1e-5}
 CASES = [(family, seed, shape) for family, shapes in SHAPES.items() for seed, shape in enumerate(shapes)]
 
 

@@ -7,7 +7,9 @@ import pytest
 from minillm.adapt.delta_file import SETTINGS, TENSORS
 from minillm.adapt.methods import METHODS
 from minillm.cli import main
-from minillm.export.peft import SAVERS
+from minillm.export.peft import SAVERS, load_peft
+from minillm.models.gpt_heads import LastTokenClassifier
+from minillm.verbs.adapter_folder import class_shares
 from minillm.verbs.finetune import METHOD_NAMES, PEFT_HAS
 from minillm.verbs.run_folder import RunFolder, open_run
 
@@ -26,6 +28,14 @@ def adapted(trained, text_file, tmp_path_factory):
     words = ["--rank", "2", "--base", trained, "--task", "domain", "--data", text_file, "--out", out]
     assert main(["finetune", "--method", "lora", *map(str, words), *SHORT]) == 0
     assert all_bytes(trained) == before, "the base's folder has changed"
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained_gpt2(train_small, tmp_path_factory):
+    """The folder of a run of a style that transformers has."""
+    out = tmp_path_factory.mktemp("runs") / "gpt2"
+    assert train_small(out, "--steps", "2", "--model", "gpt2") == 0
     return out
 
 
@@ -74,6 +84,29 @@ def test_classes_of_the_users_own(trained, reviews, tmp_path, capsys, refuses):
     refuses(ask, "answers with classes")
 
 
+@pytest.mark.parametrize("method", ["lora", "prefix", "ia3"])
+def test_a_classifier_for_peft_has_no_bias_and_is_used_as_any_other(method, trained_gpt2, reviews, tmp_path, capsys):
+    out = tmp_path / "judge"
+    words = ["--method", method, "--base", trained_gpt2, "--task", "classes", "--data", reviews, "--out", out]
+    assert main(["finetune", *map(str, words), *SHORT, "--save-peft"]) == 0
+    assert json.loads((out / "peft" / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
+    capsys.readouterr()
+    ask = ["generate", trained_gpt2, "--adapter", out, "--device", "cpu", "--prompt", "Anna finds map 3."]
+    assert main([*map(str, ask)]) == 0
+    label, share = capsys.readouterr().out.split()
+    run = open_run(trained_gpt2, "cpu")
+    judge = LastTokenClassifier(run.model, 2, 0.0, bias=False)
+    load_peft(judge, out / "peft")
+    found = class_shares(judge.eval(), run.tokenizer, "Anna finds map 3.")
+    assert label in ("good", "bad") and max(found) == pytest.approx(float(share), abs=0.005)
+
+
+def test_a_model_that_transformers_does_not_have_is_refused_before_training(trained, reviews, tmp_path, refuses):
+    words = ["--base", str(trained), "--task", "classes", "--data", str(reviews), "--out", str(tmp_path / "x")]
+    refuses(["finetune", *words, *SHORT, "--save-peft"], "transformers has no class that computes what this model does")
+    assert not (tmp_path / "x").exists()
+
+
 def test_pairs_of_the_users_own_with_a_prefix(trained, tmp_path, capsys):
     path, out = tmp_path / "pairs.jsonl", tmp_path / "writer"
     path.write_text("".join(json.dumps({"source": f"{n}", "target": f"map {n}"}) + "\n" for n in range(10, 30)))
@@ -92,7 +125,6 @@ def test_pairs_of_the_users_own_with_a_prefix(trained, tmp_path, capsys):
         (["--task", "classes"], "--data"),
         (["--task", "records", "--data", "x"], "makes its own texts"),
         (["--method", "adapter", "--save-peft"], "peft has no adapter"),
-        (["--task", "sentiment", "--save-peft"], "tasks that write text"),
         (["--quick"], "--table"),
         (["--base", "/nowhere"], "is not a run"),
         (["--validation-fraction", "1"], "between 0 and 1"),
