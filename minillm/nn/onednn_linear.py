@@ -1,8 +1,9 @@
 """Linear maps for training on a CPU by oneDNN's matrix product instead of the one that torch takes for fp32.
 
 On AMD processors torch's own (MKL) does not use the widest vector instructions: measured on a core of an EPYC with
-AVX-512, oneDNN's product takes half the time. Where both are equally fast nothing is lost. The values agree but for
-rounding, so a model trained this way is as good as the other and not the same to the last bit.
+AVX-512, oneDNN's product takes half the time. On one with AVX2 alone it is the slower one (a whole training step took
+1.14 to 1.23 times as long), so `use_onednn` leaves such machines to MKL. The values agree but for rounding, so a model
+trained this way is as good as the other and not the same to the last bit.
 
 Dimensions: N rows (all leading dimensions together).
 """
@@ -78,27 +79,34 @@ def fits_onednn(x: Tensor, weight: Tensor) -> bool:
     return enough and x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
 
 
-def use_onednn(model: nn.Module) -> int:
-    """Let all linear maps of a model, those of recurrent layers and its head too, multiply by oneDNN, if it is here.
+def use_onednn(model: nn.Module, anyway: bool = False) -> int:
+    """Let all linear maps of a model, those of recurrent layers and its head too, multiply by oneDNN, if it is faster.
 
     Args:
         model: changed in place; weights, names and checkpoints stay what they are. Maps in other number types or on a
             GPU go on as before.
+        anyway: also on processors where torch's own product is the faster one.
 
     Returns:
-        How many maps were changed; 0 where torch lacks the product or it is wrong.
+        How many maps were changed; 0 where torch lacks the product, or it is wrong or slower.
 
     Example:
         >>> from minillm.nn.linear import Linear
         >>> use_onednn(nn.Sequential(Linear(2, 3), nn.Tanh())) <= 1
         True
     """
-    if not onednn_works():
+    if not (anyway or onednn_is_faster()) or not onednn_works():
         return 0
     found = [module for module in model.modules() if hasattr(module, "product")]
     for module in found:
         module.product = onednn_linear
     return len(found)
+
+
+def onednn_is_faster() -> bool:
+    """Whether the processor has the instructions with which it is: AVX-512. Not measured anew for each run, so that a
+    run that is resumed multiplies as before."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def onednn_works() -> bool:

@@ -74,7 +74,7 @@ def test_autocast_is_left_to_torch():
 def test_a_decoder_learns_the_same(family):
     config = model_config(family, "nano", 11, 16)
     plain, fast = (GPT(config, torch.Generator().manual_seed(0)) for _ in range(2))
-    n_changed = use_onednn(fast)
+    n_changed = use_onednn(fast, anyway=True)
     assert n_changed == sum(isinstance(m, Linear) for m in fast.modules()) + 1  # and the head of tied vectors
     ids = torch.randint(11, (2, 16), generator=torch.Generator().manual_seed(1))
     for model in (plain, fast):
@@ -89,10 +89,18 @@ def test_a_kernel_that_is_wrong_or_missing_is_not_used(monkeypatch):
     layer = SelfAttention(8, 2, 2)
     for broken in (lambda x, weight, bias=None: F.linear(x, weight, bias) + 1e-2 * x.sum(), None):
         monkeypatch.setattr(subject, "product", broken or missing)
-        assert use_onednn(layer) == 0 and layer.qkv.product is F.linear
+        assert use_onednn(layer, anyway=True) == 0 and layer.qkv.product is F.linear
     monkeypatch.undo()
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert use_onednn(layer) == 0
+    assert use_onednn(layer, anyway=True) == 0
+
+
+@needs_kernel
+@pytest.mark.parametrize(("capability", "n_changed"), [("AVX2", 0), ("DEFAULT", 0), ("AVX512", 1), ("AVX512_VNNI", 1)])
+def test_without_wide_instructions_the_maps_are_left_to_torch(capability, n_changed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    layer = Linear(8, 4)
+    assert use_onednn(layer) == n_changed and (layer.product is onednn_linear) == bool(n_changed)
 
 
 def missing(*arguments):
@@ -108,7 +116,7 @@ def test_small_products_are_left_to_torch(monkeypatch):
 
 
 def test_nothing_to_change():
-    assert use_onednn(nn.Tanh()) == 0
+    assert use_onednn(nn.Tanh(), anyway=True) == 0
 
 
 @needs_kernel
@@ -116,7 +124,7 @@ def test_nothing_to_change():
 @pytest.mark.parametrize("n_steps", [1, 12])
 def test_recurrent_layers_learn_the_same(kind, n_steps):
     plain, fast = (Recurrent(kind, 5, 6, n_layers=2, generator=torch.Generator().manual_seed(0)) for _ in range(2))
-    assert use_onednn(fast) == 1
+    assert use_onednn(fast, anyway=True) == 1
     x, starts = rand(3, n_steps, 5), torch.rand(3, n_steps, generator=torch.Generator().manual_seed(2)) < 0.2
     results = []
     for module in (plain, fast):
@@ -135,7 +143,7 @@ def test_recurrent_layers_learn_the_same(kind, n_steps):
 @needs_kernel
 def test_frozen_recurrent_weights_get_no_gradient():
     layer = Recurrent("lstm", 4, 4)
-    use_onednn(layer)
+    use_onednn(layer, anyway=True)
     for parameter in layer.parameters():
         parameter.requires_grad_(False)
     x = rand(2, 3, 4).requires_grad_()
