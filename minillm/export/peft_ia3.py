@@ -23,7 +23,7 @@ from minillm.adapt.ia3 import IA3Config, IA3Delta, Vectors
 from minillm.errors import CheckpointError, ConfigError
 from minillm.export.exported import exported, head_tensors, heads_from, modules_of
 from minillm.export.folder import new_folder, read_json_object, write_json
-from minillm.export.peft_lora import CONFIG, PREFIX, WEIGHTS, Place, places_of, touches
+from minillm.export.peft_lora import CONFIG, EXPERT, PREFIX, WEIGHTS, Place, places_of, touches
 from minillm.train.checkpoint import write_file
 from minillm.train.tensor_file import read_tensor_file, tensor_file_chunks
 
@@ -50,6 +50,11 @@ def save_peft_ia3(adapted: Adapted, folder: str | Path, base: str = "") -> Path:
     for name, layer in delta.layers.items():
         if name not in places:
             raise CheckpointError(f"{name} cannot be written for peft: the exported model has no such module")
+        if any(EXPERT.match(module) for module in places[name].modules):
+            raise CheckpointError(
+                f"{name} is a layer of an expert, for which transformers has no module of its own; multiply "
+                "others, such as inputs=(\"attention.output\",), or save with save()"
+            )
         theirs |= to_theirs(name, layer.ia3, places[name])
     saved = head_tensors(adapted, heads)
     tensors = {f"{PREFIX}{module}{KEY}": vector for module, vector in theirs.items()}

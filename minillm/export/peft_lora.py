@@ -11,7 +11,8 @@ Dimensions: R rank, I width of a layer's input, O width of its output, N rows.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from minillm.train.tensor_file import read_tensor_file, tensor_file_chunks
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+EXPERT = re.compile(r".*\.experts\.\d+\.(?P<kind>w[123])$")  # gate, down and up of one expert
+EXPERTS = (set(), {"w2"}, {"w1", "w2", "w3"})
 LINEAR_KEYS, TABLE_KEYS = ("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")
 COPY_OF_BASE = ".base_layer.weight"  # peft writes a table whole beside its branch; it is the base's, unchanged
 NOT_HERE = (  # settings of theirs that make another computation of it, when they are set
@@ -100,6 +103,7 @@ def save_peft_lora(adapted: Adapted, folder: str | Path, base: str = "", name: s
     modules: dict[str, TheirLora] = {}
     for place, layer in lora.layers.items():
         modules |= to_theirs(place, layer, name, places)
+    check_experts(modules, [module for place in places.values() for module in place.modules])
     tensors = {key: tensor for module, theirs in modules.items() for key, tensor in named(module, theirs).items()}
     saved = head_tensors(adapted, heads)
     tensors |= {f"{PREFIX}{key}": tensor for key, tensor in saved.items()}
@@ -154,6 +158,26 @@ def place_of(match: Match, n_rows: int) -> Place:
     is_transposed = parts[0].shape == (width, n_rows)
     rows = tuple((part.T if is_transposed else part)[:, 0].contiguous() for part in parts)
     return Place(tuple(name.removesuffix(".weight") for name in match.theirs), rows, is_transposed)
+
+
+def check_experts(modules: Collection[str], known: Iterable[str]) -> None:
+    """Refuse adapters of experts that `peft` cannot read: transformers keeps the experts of a layer as two tensors, and
+    peft turns matrices of single experts into theirs only where every expert has `down`, or all three.
+
+    Args:
+        modules: theirs, that are adapted.
+        known: all of theirs.
+
+    Raises:
+        CheckpointError: if others are adapted.
+    """
+    kinds = {match["kind"] for module in modules if (match := EXPERT.match(module))}
+    of_these = {module for module in known if (match := EXPERT.match(module)) and match["kind"] in kinds}
+    if kinds not in EXPERTS or of_these - set(modules):
+        raise CheckpointError(
+            "peft reads adapters of experts only where down of every expert is adapted, or gate, up and down; choose "
+            "such targets, or save with save()"
+        )
 
 
 def to_theirs(place: str, layer: LoraLayer, name: str, places: Mapping[str, Place]) -> dict[str, TheirLora]:

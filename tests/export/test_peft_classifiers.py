@@ -1,6 +1,7 @@
 """Adapters beside a classifier in the layout of `peft`: the head goes with them, and comes back."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,8 +26,8 @@ CASES = [(kind, method) for kind in CLASSES for method in METHODS if (kind, meth
 HEADS = {"gpt2": {"score.weight": (3, 32)}, "bert text": {"classifier.weight": (3, 32), "classifier.bias": (3,)}}
 
 
-def method_of(name, heads=("head",)):
-    return type(METHODS[name])(**{**METHODS[name].__dict__, "heads": heads})
+def method_of(name, heads=("head",), **settings):
+    return replace(METHODS[name], heads=heads, **settings)
 
 
 @torch.no_grad()
@@ -46,8 +47,8 @@ def test_there_and_back(kind, method, tmp_path):
         with pytest.raises(CheckpointError, match=reason):
             save_peft(trained(model, method_of(method)), tmp_path / "x")
         return
-    base = answers(model)
-    adapted = trained(model, method_of(method))
+    base, settings = answers(model), {"inputs": ("attention.output",)} if (kind, method) == ("mixtral", "ia3") else {}
+    adapted = trained(model, method_of(method, **settings))
     expected = answers(model)
     assert (expected - base).abs().max() > 1e-2
     folder = save_peft(adapted, tmp_path / "peft", "somewhere")
@@ -101,6 +102,14 @@ def test_what_is_refused(tmp_path):
     over_decoder = type(classifier("bert tokens"))(classifier("gpt2").body, 3, 0.0)
     with pytest.raises(CheckpointError, match="no class for a TokenClassifier over a gpt2"):
         save_peft(adapt(over_decoder, LoraConfig(rank=2)), tmp_path / "x")
+    mixture = classifier("mixtral")
+    for targets in ("up", ("gate", "up"), r".*experts\.3\.down", r".*blocks\.1.*down"):
+        adapted = adapt(mixture, LoraConfig(rank=2, targets=targets))
+        with pytest.raises(CheckpointError, match="only where down of every expert is adapted"):
+            save_peft(adapted, tmp_path / "x")
+        adapted.remove()
+    with pytest.raises(CheckpointError, match="is a layer of an expert"):
+        save_peft(adapt(mixture, IA3Config()), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 

@@ -1,5 +1,7 @@
 """Classifiers with adapters of ours in `peft` on the exported body, and theirs here: equal answers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.classifiers import CLASSES, IDS, N_CLASSES, answers, classifier
@@ -17,7 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # theirs are not our concern
 ]
 # theirs computes RMSNorm's scale and rotary angles, and ALiBi's slopes, in float32 in any case
-NEAR = {"llama": 1e-5, "mistral": 1e-5, "bloom": 1e-5, "falcon": 1e-5}
+NEAR = {"mixtral": 1e-5, "llama": 1e-5, "mistral": 1e-5, "bloom": 1e-5, "falcon": 1e-5}
 METHODS = {
     "lora": LoraConfig(rank=2, heads=("head",)),
     "ia3": IA3Config(heads=("head",)),
@@ -51,7 +53,8 @@ def opened(folder, kind):
     transformers = pytest.importorskip("transformers")
     made = getattr(transformers, f"AutoModelFor{CLASSES[kind][1]}")
     labels = {} if kind == "roberta span" else {"num_labels": N_CLASSES}
-    model = made.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager", **labels).eval()
+    plain = {"attn_implementation": "eager", "experts_implementation": "eager"}  # their grouped experts have no float64
+    model = made.from_pretrained(folder, dtype=torch.float64, **plain, **labels).eval()
     model.config.pad_token_id = 0                                  # which no text here has
     return model
 
@@ -95,7 +98,10 @@ def test_ours_in_theirs(kind, method, tmp_path):
     peft = pytest.importorskip("peft")
     model = classifier(kind)
     save_hugging_face(model.body, tmp_path / "base")
-    adapted = adapt(model, METHODS[method], generator=torch.Generator().manual_seed(0))
+    config = METHODS[method]
+    if (kind, method) == ("mixtral", "ia3"):
+        config = replace(config, inputs=("attention.output",))  # those of experts have no module of their own there
+    adapted = adapt(model, config, generator=torch.Generator().manual_seed(0))
     disturb(adapted.trainable_parameters().values())
     folder = save_peft(adapted, tmp_path / "peft")
     peer = in_float64(peft.PeftModel.from_pretrained, opened(tmp_path / "base", kind), folder).eval()
@@ -103,11 +109,26 @@ def test_ours_in_theirs(kind, method, tmp_path):
     near(found, answers(model), kind)
 
 
+@pytest.mark.parametrize("targets", ["down", ("gate", "up", "down"), ("down", "qkv")], ids=str)
+def test_experts_in_theirs(targets, tmp_path):
+    """transformers joins the experts' matrices into two tensors, and peft the adapters of our file into theirs."""
+    peft = pytest.importorskip("peft")
+    model = classifier("mixtral")
+    save_hugging_face(model.body, tmp_path / "base")
+    adapted = adapt(model, LoraConfig(rank=2, targets=targets), generator=torch.Generator().manual_seed(0))
+    disturb(adapted.trainable_parameters().values())
+    folder = save_peft(adapted, tmp_path / "peft")
+    peer = in_float64(peft.PeftModel.from_pretrained, opened(tmp_path / "base", "mixtral"), folder).eval()
+    near(theirs(peer, "mixtral"), answers(model), "mixtral")
+
+
 @pytest.mark.parametrize("kind, method", [(kind, method) for kind, method in CASES if method in THEIRS])
 def test_theirs_here(kind, method, tmp_path):
     peft = pytest.importorskip("peft")
     save_hugging_face(classifier(kind).body, tmp_path / "base")
     config, settings = THEIRS[method]
+    if kind == "mixtral" and method == "lora":
+        settings = settings | {"target_modules": ["q_proj", "v_proj"]}
     if kind == "albert text" and method == "lora":
         settings = settings | {"target_modules": ["query", "value"]}  # peft knows no usual ones
     task = {"TokenClassification": "TOKEN_CLS", "QuestionAnswering": "QUESTION_ANS"}.get(CLASSES[kind][1], "SEQ_CLS")

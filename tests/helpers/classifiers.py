@@ -13,7 +13,7 @@ SIZES = {"vocab_size": 31, "max_seq_len": 24, "n_layers": 2, "n_heads": 4, "d_mo
 N_CLASSES = 3
 SHAPES = {
     "gpt2": {}, "bloom": {}, "llama": {"n_kv_heads": 2}, "mistral": {"n_kv_heads": 2, "window": 5},
-    "falcon": {"n_kv_heads": 4, "bias": True},
+    "falcon": {"n_kv_heads": 4, "bias": True}, "mixtral": {"n_kv_heads": 2},
 }  # fmt: skip
 IDS = torch.randint(3, 31, (2, 9), generator=torch.Generator().manual_seed(5))
 
