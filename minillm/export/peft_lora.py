@@ -230,7 +230,12 @@ def named(module: str, theirs: TheirLora) -> dict[str, Tensor]:
 def settings_for(
     config: LoraConfig, modules: Mapping[str, TheirLora], heads: Sequence[str] | None, task: str | None, base: str
 ) -> dict[str, Any]:
-    """The content of adapter_config.json; modules with another rank than most are listed by name."""
+    """The content of adapter_config.json; modules with another rank than most are listed by name.
+
+    Beside experts the scale is written as alpha / R even if it is alpha / sqrt(R): peft joins two of an expert's
+    matrices, which doubles R, and mends alpha for the former alone.
+    """
+    stabilised = config.rank_stabilised and not any(EXPERT.match(module) for module in modules)
     ranks = [theirs.rank for theirs in modules.values()]
     usual = max(set(ranks), key=ranks.count)
     unusual = {module: theirs for module, theirs in modules.items() if theirs.rank != usual}
@@ -239,11 +244,13 @@ def settings_for(
         "task_type": task,
         "base_model_name_or_path": base or None,
         "r": usual,
-        "lora_alpha": alpha_for(config, usual),
+        "lora_alpha": alpha_for(config, usual, stabilised),
         "rank_pattern": {module: theirs.rank for module, theirs in unusual.items()},
-        "alpha_pattern": {module: alpha_for(config, theirs.rank) for module, theirs in unusual.items()},
+        "alpha_pattern": {
+            module: alpha_for(config, theirs.rank, stabilised) for module, theirs in unusual.items()
+        },
         "lora_dropout": config.dropout,
-        "use_rslora": config.rank_stabilised,
+        "use_rslora": stabilised,
         "target_modules": sorted(modules),
         "modules_to_save": heads,
         "fan_in_fan_out": any(theirs.is_transposed for theirs in modules.values()),
@@ -253,9 +260,9 @@ def settings_for(
     }
 
 
-def alpha_for(config: LoraConfig, rank: int) -> float:
-    """The alpha that gives our scale with this rank."""
-    return config.scale * (math.sqrt(rank) if config.rank_stabilised else rank)
+def alpha_for(config: LoraConfig, rank: int, stabilised: bool) -> float:
+    """The alpha that gives our scale with this rank, in their formula of either kind."""
+    return config.scale * (math.sqrt(rank) if stabilised else rank)
 
 
 def load_peft_lora(model: nn.Module, folder: str | Path, name: str = "default") -> Adapted:

@@ -68,7 +68,9 @@ def save_peft_prompt(adapted: Adapted, folder: str | Path, base: str = "") -> Pa
     if isinstance(host.config, T5Config):
         rows = torch.cat((rows, torch.zeros_like(rows)))           # theirs has P more, which nothing reads
     saved = head_tensors(adapted, heads)
-    settings = settings_for(config, kind, form.task or FEATURES, base) | {"modules_to_save": modules_of(saved)}
+    settings = settings_for(config, kind, form.task or FEATURES, base)
+    if saved:
+        settings["modules_to_save"] = modules_of(saved)
     tensors = {ROWS: rows.contiguous(), **{HEAD + name: tensor for name, tensor in saved.items()}}
     with new_folder(folder) as new:
         write_json(new / CONFIG, settings)

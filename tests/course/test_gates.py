@@ -48,6 +48,7 @@ def failures(gate, bench):
     return "\n".join(gates.run_gate(gate, bench).failures)
 
 
+@pytest.mark.slow
 def test_a_sound_chapter_passes(bench):
     toy = bench()
     for name, gate in gates.GATES.items():
@@ -75,6 +76,7 @@ def test_g2_catches_a_hole_that_raises_something_else(bench):
     assert "task 8.2 is failed instead of not implemented" in failures(gates.skeleton_gets_nothing, toy)
 
 
+@pytest.mark.slow
 def test_g3_catches_a_grader_that_looks_at_shapes_only(bench):
     text = WRONG.replace("return x.flatten(-2)\n", "return x.transpose(-3, -2).flatten(-2) * 2\n")
     found = failures(gates.wrong_answers_fail, bench(grader=HEAD + SHAPES_ONLY, wrong=text))

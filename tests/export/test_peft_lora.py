@@ -31,6 +31,7 @@ MODELS = {  # the targets that a family has
     "gpt2 with head": (lambda: decoder("gpt2", tie_embeddings=False), (*LAYERS, "token_embedding", "head")),
     "llama": (lambda: decoder("llama", n_kv_heads=2), (*LAYERS, "gate", "token_embedding", "head")),
     "mistral": (lambda: decoder("mistral", n_kv_heads=2, window=5), LAYERS),
+    "mixtral": (lambda: decoder("mixtral", n_kv_heads=2), (*LAYERS, "gate")),
     "bloom": (lambda: decoder("bloom"), LAYERS),
     "falcon": (lambda: decoder("falcon", n_kv_heads=4, bias=True), LAYERS),
     "bert": (lambda: Bert(bert_config("bert", **SIZES)), LAYERS),

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # theirs are not our concern
 ]
 LAYERS = ("qkv", "attention.output", "up", "down")
-IDS = torch.randint(0, 31, (2, 9), generator=torch.Generator().manual_seed(5))
+IDS = torch.randint(3, 31, (2, 9), generator=torch.Generator().manual_seed(5))
 SIZES = {"vocab_size": 31, "max_seq_len": 24, "n_layers": 2, "n_heads": 4, "d_model": 32}
 
 
@@ -36,20 +36,40 @@ MODELS = {  # our targets; their class; their targets
         lambda: decoder("llama", n_kv_heads=2), (*LAYERS, "gate"), "AutoModelForCausalLM",
         ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     ),
+    "mistral": (
+        lambda: decoder("mistral", n_kv_heads=2, window=5), (*LAYERS, "gate"), "AutoModelForCausalLM",
+        ["q_proj", "v_proj", "down_proj"],
+    ),
+    "mixtral": (
+        lambda: decoder("mixtral", n_kv_heads=2), (*LAYERS, "gate"), "AutoModelForCausalLM",
+        ["q_proj", "k_proj", "o_proj"],
+    ),
+    "falcon": (
+        lambda: decoder("falcon", n_kv_heads=4, bias=True), LAYERS, "AutoModelForCausalLM",
+        ["query_key_value", "dense_4h_to_h"],
+    ),
     "bloom": (lambda: decoder("bloom"), LAYERS, "AutoModelForCausalLM", ["query_key_value", "dense_h_to_4h"]),
     "bert": (
         lambda: Bert(bert_config("bert", **SIZES)), LAYERS, "AutoModelForPreTraining",
         ["query", "value", "attention.output.dense"],
+    ),
+    "roberta": (
+        lambda: Bert(bert_config("roberta", **SIZES)), LAYERS, "AutoModelForMaskedLM", ["query", "value"],
+    ),
+    "albert": (
+        lambda: Bert(bert_config("albert", d_embedding=8, **SIZES)), LAYERS, "AutoModelForPreTraining",
+        ["query", "value", "ffn"],
     ),
     "t5": (
         lambda: T5(t5_config("1.1", **SIZES)), (*LAYERS, "query", "key_value"), "AutoModelForSeq2SeqLM",
         ["q", "v", "wo"],
     ),
 }  # fmt: skip
-# in float64; theirs computes RMSNorm's scale and rotary angles, and ALiBi's slopes, in float32 nevertheless
-EXACT = {"gpt2": 1e-12, "gpt2 with head": 1e-12, "llama": 4e-6, "bloom": 4e-6, "bert": 1e-12, "t5": 1e-5}
+# in float64; theirs computes RMSNorm's scale and rotary angles, ALiBi's slopes and routers in float32 nevertheless
+EXACT = {family: 4e-6 for family in ("llama", "mistral", "falcon", "bloom")} | {"mixtral": 1e-5, "t5": 1e-5}
+DOUBLE_PRECISION = 1e-12
 SINGLE_PRECISION = 4e-6  # of the largest logit; up to 1.1e-6 was seen
-SINGLE = {"t5": 1e-5}  # theirs softmax too; the two bases differ by about as much without any adapter
+SINGLE = {"t5": 1e-5, "mixtral": 1e-5}  # theirs softmax too; the two bases differ by about as much without any adapter
 NOISE = {"t5": 0.1}  # its scores are not divided by √d_head: at 0.2 a rounding grows six times as much as elsewhere
 DTYPES = (torch.float64, torch.float32)
 
@@ -62,11 +82,14 @@ def ours(model):
 def theirs(model, family):
     with torch.no_grad():
         out = model(IDS, decoder_input_ids=IDS[:, :4]) if family == "t5" else model(IDS)
-    return out.prediction_logits if family == "bert" else out.logits
+    return out.prediction_logits if family in ("bert", "albert") else out.logits
 
 
 def near(found, wanted, family, dtype):
-    tolerance = EXACT[family] if dtype == torch.float64 else SINGLE.get(family, SINGLE_PRECISION)
+    if dtype == torch.float64:
+        tolerance = EXACT.get(family, DOUBLE_PRECISION)
+    else:
+        tolerance = SINGLE.get(family, SINGLE_PRECISION)
     torch.testing.assert_close(found, wanted, rtol=0.0, atol=tolerance * max(1.0, float(wanted.abs().max())))
 
 
@@ -80,7 +103,8 @@ def disturb(parameters, std=0.1):
 def opened(folder, family, dtype):
     transformers = pytest.importorskip("transformers")
     kind = getattr(transformers, MODELS[family][2])
-    return kind.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+    plain = {"attn_implementation": "eager", "experts_implementation": "eager"}  # their grouped experts have no float64
+    return kind.from_pretrained(folder, dtype=dtype, **plain).eval()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
