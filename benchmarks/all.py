@@ -13,7 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NAMES = (
     "bpe", "train_step", "generation", "recipe", "dedup", "ngram", "hmm", "word2vec", "lstm", "attention", "models",
-    "parallel", "adapt", "quantize", "gptq",
+    "parallel", "products", "adapt", "quantize", "gptq",
 )  # fmt: skip
 EXTRAS = {  # a benchmark, the package it needs besides, and the extra that has it
     "ngram": ("kenlm", "oracle-lm"),

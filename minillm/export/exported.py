@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from minillm import surgery
 from minillm.adapt.adapted import Adapted
 from minillm.errors import CheckpointError
-from minillm.export.hugging_face import family_of
+from minillm.export.bert import FAMILIES as ENCODERS
+from minillm.export.hugging_face import DECODERS, family_of
 from minillm.export.weights import Match, same
 from minillm.models.bert_heads import SpanReader, TextClassifier, TokenClassifier
 from minillm.models.gpt import GPTConfig
@@ -28,17 +29,15 @@ TASKS_OF_HEADS: dict[type, str] = {
     TokenClassifier: "TOKEN_CLS",
     SpanReader: "QUESTION_ANS",
 }
-DECODERS = ("gpt2", "bloom", "llama", "mistral", "mixtral", "falcon")
-ENCODERS = ("bert", "roberta", "albert")
 HEADS: dict[type, dict[str, dict[str, str]]] = {  # our class -> family -> our module -> theirs
-    LastTokenClassifier: {family: {"head": "score"} for family in DECODERS},
+    LastTokenClassifier: {family.name: {"head": "score"} for family in DECODERS},
     TextClassifier: {
         "bert": {"pooler": "bert.pooler.dense", "head": "classifier"},
         "roberta": {"pooler": "classifier.dense", "head": "classifier.out_proj"},
         "albert": {"pooler": "albert.pooler", "head": "classifier"},
     },
-    TokenClassifier: {family: {"head": "classifier"} for family in ENCODERS},
-    SpanReader: {family: {"head": "qa_outputs"} for family in ENCODERS},
+    TokenClassifier: {family.name: {"head": "classifier"} for family in ENCODERS},
+    SpanReader: {family.name: {"head": "qa_outputs"} for family in ENCODERS},
 }
 WHOLE_HEAD = "classifier"  # a RoBERTa's has two layers, and peft keeps the head as one
 

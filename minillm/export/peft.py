@@ -1,7 +1,7 @@
 """Adapters in the layout of the `peft` package, whatever the method: a folder that `PeftModel.from_pretrained` opens.
 
     DIR/adapter_config.json         peft_type: which method; its settings
-        adapter_model.safetensors   the trained numbers under peft's names
+        adapter_model.safetensors   the trained numbers under peft's names, and the head of a classifier
 
 `peft_lora`, `peft_ia3` and `peft_prompts` know the methods. Adapters between layers (Houlsby, Pfeiffer), BitFit,
 partial fine-tuning and intrinsic dimension are not in peft; they are saved by `Adapted.save`.
@@ -43,7 +43,8 @@ def save_peft(adapted: Adapted, folder: str | Path, base: str = "") -> Path:
     """Write the adapter in use so that `PeftModel.from_pretrained(exported model, folder)` gives the same logits.
 
     Args:
-        adapted: a model of a family that transformers has, adapted by LoRA, (IA)^3, a prefix, a prompt or P-Tuning.
+        adapted: a model of a family that transformers has, or a classifier over one, adapted by LoRA, (IA)^3, a prefix,
+            a prompt or P-Tuning.
         folder: a new or empty folder; it appears complete or not at all.
         base: where `peft` finds the exported model, its folder or name on a hub; noted in the config.
 
@@ -68,7 +69,7 @@ def load_peft(model: nn.Module, folder: str | Path, name: str = "default") -> Ad
     Nothing in their files says which base it was: whether it is this one, only the caller knows.
 
     Args:
-        model: of a family that transformers has, not adapted yet.
+        model: of a family that transformers has, or a classifier over one, not adapted yet.
         folder: holds adapter_config.json and adapter_model.safetensors.
         name: of the adapter.
 

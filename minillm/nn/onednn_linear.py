@@ -2,8 +2,8 @@
 
 On AMD processors torch's own (MKL) does not use the widest vector instructions: measured on a core of an EPYC with
 AVX-512, oneDNN's product takes half the time. On one with AVX2 alone it is the slower one (a whole training step took
-1.14 to 1.23 times as long), so `use_onednn` leaves such machines to MKL. The values agree but for rounding, so a model
-trained this way is as good as the other and not the same to the last bit.
+1.14 to 1.29 times as long, `benchmarks/products.py`), so `use_onednn` leaves such machines to MKL. The values agree but
+for rounding, so a model trained this way is as good as the other and not the same to the last bit.
 
 Dimensions: N rows (all leading dimensions together).
 """
